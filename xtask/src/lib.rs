@@ -1,0 +1,1 @@
+//! The host tool, as a library for the ladders in `tests/`.
