@@ -1,0 +1,89 @@
+//! [`Area`]: the block behind a vcpu's gs base.
+//!
+//! It holds only what is wanted in one gs-relative instruction, or what Xen writes: the CPU's number and the
+//! registered `vcpu_info` and runstate areas. Everything else that a CPU owns stands in
+//! [`PerCpu`](crate::PerCpu) slots of the crate that knows what it means.
+//!
+//! - AR1: an area never moves and is never freed: Xen holds a reference to its page from the moment that the
+//!   `vcpu_info` is registered until the domain ends.
+//! - AR2: an area lies within one page, as `VCPUOP_register_vcpu_info` asks (`map_vcpu_info`): size and
+//!   alignment are the same power of two.
+
+use core::mem::{offset_of, size_of};
+use core::ptr;
+
+use xen_sys::abi::vcpu::VcpuRunstateInfo;
+use xen_sys::abi::xen::VcpuInfo;
+use xen_sys::primitive::sync::atomic::{AtomicPtr, Ordering};
+
+use crate::CpuId;
+
+/// What the gs base of a vcpu points to. 256 bytes, aligned to as many.
+#[repr(C, align(256))]
+pub struct Area {
+    /// Written by Xen and by this CPU. First, so that it fills one cache line. Suspend: *cleared*; each CPU registers
+    /// its own again.
+    pub vcpu_info: VcpuInfo,
+    /// This area's own address, so that it can be had by one load through gs. Written once, by [`Area::link`].
+    this: AtomicPtr<Area>,
+    cpu: u32,
+    /// Written by Xen, read by anybody (statistics and the watchdog). Suspend: *cleared*, registered again.
+    pub runstate: VcpuRunstateInfo,
+}
+
+const _: () = assert!(size_of::<Area>() == 256 && align_of::<Area>() == 256, "AR2");
+
+impl Area {
+    /// Offset of the area's own address from the gs base.
+    pub(crate) const THIS: usize = offset_of!(Area, this);
+    /// Offset of the CPU's number from the gs base.
+    pub(crate) const CPU: usize = offset_of!(Area, cpu);
+    /// Offset of the upcall mask from the gs base.
+    pub(crate) const UPCALL_MASK: usize =
+        offset_of!(Area, vcpu_info) + offset_of!(VcpuInfo, evtchn_upcall_mask);
+    /// Offset of the upcall's pending flag from the gs base.
+    pub(crate) const UPCALL_PENDING: usize =
+        offset_of!(Area, vcpu_info) + offset_of!(VcpuInfo, evtchn_upcall_pending);
+
+    /// The area of `cpu`, to be put where it will stay and then [linked](Area::link).
+    pub const fn new(cpu: CpuId) -> Area {
+        Area {
+            vcpu_info: VcpuInfo::new(),
+            this: AtomicPtr::new(ptr::null_mut()),
+            cpu: cpu.vcpu(),
+            runstate: VcpuRunstateInfo::new(),
+        }
+    }
+
+    /// Finishes an area that has got its place for life; its address is what the gs base must become. Upcalls start
+    /// masked.
+    pub fn link(&'static self) -> u64 {
+        // ORDERING: Relaxed, as below.
+        self.vcpu_info.evtchn_upcall_mask.store(1, Ordering::Relaxed);
+        let this = ptr::from_ref(self).cast_mut();
+        // ORDERING: Relaxed, read only by the vcpu that starts with this gs base, which is started later.
+        self.this.store(this, Ordering::Relaxed);
+        this.addr() as u64
+    }
+
+    /// The CPU whose area this is.
+    ///
+    /// # Panics
+    /// Never: the number came from a [`CpuId`].
+    pub fn cpu(&self) -> CpuId {
+        CpuId::from_vcpu(self.cpu).expect("made from a CpuId")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn starts_masked_and_knows_itself() {
+        static AREA: Area = Area::new(CpuId::BOOT);
+        assert_eq!(AREA.link(), ptr::from_ref(&AREA).addr() as u64);
+        assert_eq!(AREA.vcpu_info.evtchn_upcall_mask.load(Ordering::Relaxed), 1);
+        assert_eq!(AREA.cpu(), CpuId::BOOT);
+    }
+}
