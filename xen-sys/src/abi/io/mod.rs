@@ -1,0 +1,7 @@
+//! io/*.h: pages that a daemon in dom0 shares with the guest, and the protocol over them.
+//!
+//! Contexts: any. The rings are untrusted input: read an index once, check it, use the copy.
+
+pub mod console;
+pub mod xenbus;
+pub mod xs_wire;

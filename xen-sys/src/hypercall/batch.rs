@@ -1,0 +1,302 @@
+//! Several hypercalls in one trap, with their arguments kept beside them: [`Batch`].
+//!
+//! Made for resume, where one call per vcpu places its `vcpu_info`, registers its areas, binds its virqs and ipis and
+//! stops its periodic timer. Also good for runs of `update_va_mapping`. Contexts: any; no allocation, no lock.
+//!
+//! - BA1: addresses are taken only inside `issue`, which holds the batch by `&mut`; so it may move at any other time.
+//! - BA2: `entries[i]` stands for `calls[i]`, for `i < len`.
+//! - BA3: whoever pushed call `i` has answered for its safety, for as long as the batch may be issued.
+//!
+//! Turned down: raw `MulticallEntry` lists filled by the callers. The arguments live in memory, each caller would keep
+//! them somewhere else, and a moved one would be found only on Xen. Also turned down: tokens with lifetimes that tie
+//! them to their batch; a mixed-up index is a bug that the checks in [`Results`] turn into a panic.
+
+use core::fmt;
+
+use super::{address_of, multicall};
+use crate::Errno;
+use crate::abi::GuestHandle;
+use crate::abi::event_channel::{
+    EVTCHNOP_bind_ipi, EVTCHNOP_bind_virq, EVTCHNOP_send, EvtchnBindIpi, EvtchnBindVirq, EvtchnSend,
+};
+use crate::abi::vcpu::{
+    VCPUOP_register_runstate_memory_area, VCPUOP_register_vcpu_info, VCPUOP_register_vcpu_time_memory_area,
+    VCPUOP_stop_periodic_timer, VcpuRegisterRunstateMemoryArea, VcpuRegisterTimeMemoryArea, VcpuRegisterVcpuInfo,
+    VcpuRunstateInfo,
+};
+use crate::abi::xen::{
+    __HYPERVISOR_event_channel_op, __HYPERVISOR_mmuext_op, __HYPERVISOR_set_timer_op, __HYPERVISOR_update_va_mapping,
+    __HYPERVISOR_vcpu_op, DOMID_SELF, MmuextOp, MulticallEntry, VcpuTimeInfo,
+};
+
+/// One call with its argument.
+#[derive(Debug, Clone, Copy)]
+enum Call {
+    BindVirq(EvtchnBindVirq),
+    BindIpi(EvtchnBindIpi),
+    Send(EvtchnSend),
+    RegisterVcpuInfo { vcpu: u32, op: VcpuRegisterVcpuInfo },
+    RegisterRunstate { vcpu: u32, op: VcpuRegisterRunstateMemoryArea },
+    RegisterTime { vcpu: u32, op: VcpuRegisterTimeMemoryArea },
+    StopPeriodicTimer { vcpu: u32 },
+    SetTimer { deadline_ns: u64 },
+    UpdateVaMapping { va: u64, val: u64, flags: u64 },
+    Mmuext(MmuextOp),
+}
+
+/// What an unused place holds; never issued.
+const UNUSED: Call = Call::SetTimer { deadline_ns: 0 };
+
+impl Call {
+    /// The entry that stands for it, with the address of its argument if it has one.
+    fn entry(&mut self) -> MulticallEntry {
+        let (op, args) = match self {
+            Self::BindVirq(a) => event_channel_op(EVTCHNOP_bind_virq, address_of(a)),
+            Self::BindIpi(a) => event_channel_op(EVTCHNOP_bind_ipi, address_of(a)),
+            Self::Send(a) => event_channel_op(EVTCHNOP_send, address_of(a)),
+            Self::RegisterVcpuInfo { vcpu, op } => vcpu_op(VCPUOP_register_vcpu_info, *vcpu, address_of(op)),
+            Self::RegisterRunstate { vcpu, op } => vcpu_op(VCPUOP_register_runstate_memory_area, *vcpu, address_of(op)),
+            Self::RegisterTime { vcpu, op } => vcpu_op(VCPUOP_register_vcpu_time_memory_area, *vcpu, address_of(op)),
+            Self::StopPeriodicTimer { vcpu } => vcpu_op(VCPUOP_stop_periodic_timer, *vcpu, 0),
+            Self::SetTimer { deadline_ns } => (__HYPERVISOR_set_timer_op, [*deadline_ns, 0, 0, 0]),
+            Self::UpdateVaMapping { va, val, flags } => (__HYPERVISOR_update_va_mapping, [*va, *val, *flags, 0]),
+            // One operation, so whether it is done is the result itself, and no counter is asked for.
+            Self::Mmuext(a) => (__HYPERVISOR_mmuext_op, [address_of(a), 1, 0, DOMID_SELF.into()]),
+        };
+        let [a1, a2, a3, a4] = args;
+        MulticallEntry { op, result: 0, args: [a1, a2, a3, a4, 0, 0] }
+    }
+
+    /// The port that Xen has written, for the calls that return one.
+    const fn port(&self) -> Option<u32> {
+        match self {
+            Self::BindVirq(a) => Some(a.port),
+            Self::BindIpi(a) => Some(a.port),
+            _ => None,
+        }
+    }
+}
+
+fn event_channel_op(cmd: u32, address: u64) -> (u64, [u64; 4]) {
+    (__HYPERVISOR_event_channel_op, [cmd.into(), address, 0, 0])
+}
+
+fn vcpu_op(cmd: u32, vcpu: u32, address: u64) -> (u64, [u64; 4]) {
+    (__HYPERVISOR_vcpu_op, [cmd.into(), vcpu.into(), address, 0])
+}
+
+/// Names a pushed call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CallToken(usize);
+
+/// Names a pushed call that returns a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortToken(usize);
+
+/// A push that found no place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchFull {
+    /// How many calls the batch holds.
+    pub capacity: usize,
+}
+
+impl fmt::Display for BatchFull {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "batch of {} hypercalls is full", self.capacity)
+    }
+}
+
+impl core::error::Error for BatchFull {}
+
+/// Up to `N` hypercalls for one trap; about 112 bytes each.
+#[derive(Debug)]
+pub struct Batch<const N: usize> {
+    calls: [Call; N],
+    entries: [MulticallEntry; N],
+    len: usize,
+}
+
+impl<const N: usize> Default for Batch<N> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<const N: usize> Batch<N> {
+    /// An empty batch.
+    pub const fn new() -> Self {
+        Self { calls: [UNUSED; N], entries: [MulticallEntry { op: 0, result: 0, args: [0; 6] }; N], len: 0 }
+    }
+
+    /// Calls in it.
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is none.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Forgets all calls. Tokens of before then name other calls.
+    pub const fn clear(&mut self) {
+        self.len = 0;
+    }
+
+    fn push(&mut self, call: Call) -> Result<usize, BatchFull> {
+        let index = self.len;
+        *self.calls.get_mut(index).ok_or(BatchFull { capacity: N })? = call;
+        self.len += 1;
+        Ok(index)
+    }
+
+    /// Adds [`evtchn::bind_virq`](super::evtchn::bind_virq).
+    /// # Errors
+    /// No place left.
+    pub fn bind_virq(&mut self, virq: u32, vcpu: u32) -> Result<PortToken, BatchFull> {
+        self.push(Call::BindVirq(EvtchnBindVirq { virq, vcpu, port: 0 })).map(PortToken)
+    }
+
+    /// Adds [`evtchn::bind_ipi`](super::evtchn::bind_ipi).
+    /// # Errors
+    /// No place left.
+    pub fn bind_ipi(&mut self, vcpu: u32) -> Result<PortToken, BatchFull> {
+        self.push(Call::BindIpi(EvtchnBindIpi { vcpu, port: 0 })).map(PortToken)
+    }
+
+    /// Adds [`evtchn::send`](super::evtchn::send).
+    /// # Errors
+    /// No place left.
+    pub fn send(&mut self, port: u32) -> Result<CallToken, BatchFull> {
+        self.push(Call::Send(EvtchnSend { port })).map(CallToken)
+    }
+
+    /// Adds [`vcpu::register_vcpu_info`](super::vcpu::register_vcpu_info).
+    /// # Errors
+    /// No place left.
+    /// # Safety
+    /// As for that function, from the first [`Batch::issue`] after this on.
+    pub unsafe fn register_vcpu_info(&mut self, vcpu: u32, mfn: u64, offset: u32) -> Result<CallToken, BatchFull> {
+        let op = VcpuRegisterVcpuInfo { mfn, offset, rsvd: 0 };
+        self.push(Call::RegisterVcpuInfo { vcpu, op }).map(CallToken)
+    }
+
+    /// Adds [`vcpu::register_runstate_memory_area`](super::vcpu::register_runstate_memory_area).
+    /// # Errors
+    /// No place left.
+    /// # Safety
+    /// As for that function, from the first [`Batch::issue`] after this on.
+    pub unsafe fn register_runstate(&mut self, vcpu: u32, area: *mut VcpuRunstateInfo) -> Result<CallToken, BatchFull> {
+        let op = VcpuRegisterRunstateMemoryArea { addr: GuestHandle::new(area) };
+        self.push(Call::RegisterRunstate { vcpu, op }).map(CallToken)
+    }
+
+    /// Adds [`vcpu::register_vcpu_time_memory_area`](super::vcpu::register_vcpu_time_memory_area).
+    /// # Errors
+    /// No place left.
+    /// # Safety
+    /// As for that function, from the first [`Batch::issue`] after this on.
+    pub unsafe fn register_time(&mut self, vcpu: u32, area: *mut VcpuTimeInfo) -> Result<CallToken, BatchFull> {
+        let op = VcpuRegisterTimeMemoryArea { addr: GuestHandle::new(area) };
+        self.push(Call::RegisterTime { vcpu, op }).map(CallToken)
+    }
+
+    /// Adds [`vcpu::stop_periodic_timer`](super::vcpu::stop_periodic_timer).
+    /// # Errors
+    /// No place left.
+    pub fn stop_periodic_timer(&mut self, vcpu: u32) -> Result<CallToken, BatchFull> {
+        self.push(Call::StopPeriodicTimer { vcpu }).map(CallToken)
+    }
+
+    /// Adds [`misc::set_timer_op`](super::misc::set_timer_op), for the vcpu that issues the batch.
+    /// # Errors
+    /// No place left.
+    pub fn set_timer(&mut self, deadline_ns: u64) -> Result<CallToken, BatchFull> {
+        self.push(Call::SetTimer { deadline_ns }).map(CallToken)
+    }
+
+    /// Adds [`mmu::update_va_mapping`](super::mmu::update_va_mapping).
+    /// # Errors
+    /// No place left.
+    /// # Safety
+    /// As for that function, whenever the batch is issued.
+    pub unsafe fn update_va_mapping(&mut self, va: u64, val: u64, flags: u64) -> Result<CallToken, BatchFull> {
+        self.push(Call::UpdateVaMapping { va, val, flags }).map(CallToken)
+    }
+
+    /// Adds one operation of [`mmu::mmuext_op`](super::mmu::mmuext_op).
+    /// # Errors
+    /// No place left.
+    /// # Safety
+    /// As for that function, whenever the batch is issued.
+    pub unsafe fn mmuext(&mut self, op: MmuextOp) -> Result<CallToken, BatchFull> {
+        self.push(Call::Mmuext(op)).map(CallToken)
+    }
+
+    /// Runs all calls, in the order in which they were added, each whatever became of the one before. One hypercall.
+    ///
+    /// The calls stay: issuing again repeats them.
+    /// # Errors
+    /// The multicall itself failed; which calls have run is then not known.
+    pub fn issue(&mut self) -> Result<Results<'_, N>, Errno> {
+        // SAFETY: each entry was made from its call (BA2), whose safety the one who pushed it has answered for (BA3), and
+        // the arguments' addresses are of memory borrowed until Xen is done (BA1).
+        self.issue_with(|entries| unsafe { multicall(entries) })
+    }
+
+    /// [`Batch::issue`] with something else in Xen's place; for tests of whoever fills a batch.
+    /// # Errors
+    /// Those of `xen`.
+    pub fn issue_with(
+        &mut self,
+        xen: impl FnOnce(&mut [MulticallEntry]) -> Result<(), Errno>,
+    ) -> Result<Results<'_, N>, Errno> {
+        let len = self.len;
+        for (entry, call) in self.entries.iter_mut().zip(&mut self.calls).take(len) {
+            *entry = call.entry();
+        }
+        xen(&mut self.entries[..len])?;
+        Ok(Results { batch: self })
+    }
+}
+
+/// What became of the calls of a batch.
+#[derive(Debug)]
+pub struct Results<'a, const N: usize> {
+    batch: &'a Batch<N>,
+}
+
+impl<const N: usize> Results<'_, N> {
+    /// The result of the call at `index`.
+    fn at(&self, index: usize) -> Result<u64, Errno> {
+        assert!(index < self.batch.len, "token of another batch");
+        Errno::check(self.batch.entries[index].result.cast_signed())
+    }
+
+    /// What the call returned.
+    /// # Errors
+    /// The call's own.
+    /// # Panics
+    /// The token is not of this batch.
+    pub fn get(&self, token: CallToken) -> Result<u64, Errno> {
+        self.at(token.0)
+    }
+
+    /// The port that the call has bound.
+    /// # Errors
+    /// The call's own.
+    /// # Panics
+    /// The token is not of this batch.
+    pub fn port(&self, token: PortToken) -> Result<u32, Errno> {
+        self.at(token.0)?;
+        Ok(self.batch.calls[token.0].port().expect("a port token names a bind of its batch"))
+    }
+
+    /// The first call that failed: its place in the order of pushes, and why.
+    pub fn first_error(&self) -> Option<(usize, Errno)> {
+        (0..self.batch.len).find_map(|index| self.at(index).err().map(|errno| (index, errno)))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,111 @@
+//! Giving the processor back, and shutting down.
+//!
+//! Contexts: any, as each function says. Source: xen/include/public/sched.h; xen/common/sched/core.c, do_sched_op.
+
+use super::{address_of, raw};
+use crate::Errno;
+use crate::abi::GuestHandle;
+use crate::abi::sched::{
+    SCHEDOP_block, SCHEDOP_poll, SCHEDOP_shutdown, SCHEDOP_yield, SHUTDOWN_suspend, SchedPoll, SchedShutdown,
+};
+use crate::abi::xen::__HYPERVISOR_sched_op;
+
+/// Lets other vcpus run first; never blocks and needs no waker. The upcall mask is left alone.
+#[inline]
+pub fn yield_() {
+    // SAFETY: only when we run changes. The result is always 0.
+    unsafe { raw::hypercall2(__HYPERVISOR_sched_op, SCHEDOP_yield.into(), 0) };
+}
+
+/// Waits for an event on this vcpu. Xen unmasks upcalls and looks for pending events in one step, so no wakeup is lost.
+/// # Safety
+/// Upcalls are unmasked from inside the call on and after it: nothing that this vcpu holds relies on them being masked.
+#[inline]
+pub unsafe fn block() {
+    // SAFETY: the caller has nothing that an upcall could break. The result is always 0.
+    unsafe { raw::hypercall2(__HYPERVISOR_sched_op, SCHEDOP_block.into(), 0) };
+}
+
+/// Waits until one of `ports` is pending, masked or not, or until `timeout_ns` (absolute system time; 0: none).
+///
+/// Leaves the upcall mask alone; an upcall that is due ends it too. Test the condition again after it. With one port
+/// only that port wakes; with none or several, any port of the domain that turns pending does. A poll that starts
+/// after a restore may sleep for ever: neither its port nor its timeout exists any more.
+/// # Errors
+/// `EINVAL`: more than 128 ports, or one that cannot be used.
+#[inline]
+pub fn poll(ports: &[u32], timeout_ns: u64) -> Result<(), Errno> {
+    // Saturates to a number that Xen refuses like any other above 128.
+    let nr_ports = u32::try_from(ports.len()).unwrap_or(u32::MAX);
+    let mut op = SchedPoll { ports: GuestHandle::new(ports.as_ptr().cast_mut()), nr_ports, timeout: timeout_ns };
+    let address = address_of(&mut op);
+    // SAFETY: Xen reads `op` and `nr_ports` ports and writes neither.
+    let ret = unsafe { raw::hypercall2(__HYPERVISOR_sched_op, SCHEDOP_poll.into(), address) };
+    Errno::check(ret).map(drop)
+}
+
+/// Ends or suspends the domain (`SHUTDOWN_*`). Returns only for a suspend ([`suspend`] is the better way), or refused.
+///
+/// `start_info_mfn` goes into rdx, where the toolstack looks for it; 0 unless for a suspend.
+/// # Errors
+/// `EINVAL`: no such reason.
+/// # Safety
+/// With `SHUTDOWN_suspend`, as for [`suspend`]. Any other reason is safe.
+pub unsafe fn shutdown(reason: u32, start_info_mfn: u64) -> Result<u64, Errno> {
+    let mut op = SchedShutdown { reason };
+    let address = address_of(&mut op);
+    // SAFETY: Xen reads `op`; what a suspend does to memory is the caller's.
+    let ret = unsafe { raw::hypercall3(__HYPERVISOR_sched_op, SCHEDOP_shutdown.into(), address, start_info_mfn) };
+    Errno::check(ret)
+}
+
+/// Where [`suspend`] has come back.
+#[must_use = "the two outcomes need opposite things to be done"]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SuspendOutcome {
+    /// In a new domain: ports, placed `vcpu_info`s, areas, timers and grants of the old one are gone, and every mfn is
+    /// another.
+    Resumed,
+    /// In the same domain, checkpointed or cancelled: all of it still holds.
+    Continued,
+}
+
+impl SuspendOutcome {
+    /// The outcome that the hypercall's result stands for: 0 a new domain, 1 the same one.
+    const fn from_result(result: u64) -> Self {
+        if result == 0 { Self::Resumed } else { Self::Continued }
+    }
+}
+
+/// Suspends the domain. Context: vcpu 0, upcalls masked, all others parked.
+/// # Errors
+/// As Xen returns them; then nothing has happened.
+/// # Safety
+/// - The others are parked outside of hypercalls that carry mfns, and none of them uses `vcpu_info` or the clock until
+///   it has been told the outcome.
+/// - `start_info_mfn` is the mfn of `start_info`, whose `store_mfn` and console mfn hold pfns now.
+/// - No mfn obtained before the call is used after [`SuspendOutcome::Resumed`], and no mapping of a frame that is not
+///   ours (shared_info, grants) is present during it.
+pub unsafe fn suspend(start_info_mfn: u64) -> Result<SuspendOutcome, Errno> {
+    // SAFETY: the caller fulfils the same conditions.
+    let result = unsafe { shutdown(SHUTDOWN_suspend, start_info_mfn) }?;
+    Ok(SuspendOutcome::from_result(result))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zero_is_a_new_domain() {
+        assert_eq!(SuspendOutcome::from_result(0), SuspendOutcome::Resumed);
+        assert_eq!(SuspendOutcome::from_result(1), SuspendOutcome::Continued);
+    }
+
+    #[test]
+    fn without_xen_a_suspend_is_an_error_and_not_an_outcome() {
+        // SAFETY: off the bare-metal target the call does nothing.
+        assert_eq!(unsafe { suspend(0) }, Err(Errno::ENOSYS));
+        assert_eq!(poll(&[1], 0), Err(Errno::ENOSYS));
+    }
+}
