@@ -1,1 +1,52 @@
-#![no_std]
+//! Event channels: what each CPU has bound, and the way of an event from Xen to its handler.
+//!
+//! ```text
+//! upcall stub → Events::demux → Abi::take_pending → intent or action → handler
+//! ```
+//!
+//! - A CPU's virqs and ipis are *intents* ([`Intent`], `handlers.rs`). Ports follow from them, at bring-up and in every
+//!   new life of the domain (`rebind.rs`), and stand in the CPU's own table (`table.rs`).
+//! - Device ports stand in one table for all CPUs (`port_table.rs`, `device.rs`).
+//! - `two_level.rs` is the ABI: which bits mean what, and in which order they are touched. `abi.rs` is where another
+//!   one will be.
+//! - A [`Port`] knows its life of the domain, so a send on an old one does nothing (`send.rs`).
+//!
+//! All of it runs on the host too, against a fake [`Hypervisor`].
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+#[cfg(all(not(test), not(target_os = "none")))]
+extern crate std;
+
+mod abi;
+mod counters;
+mod demux;
+mod device;
+mod dump;
+mod error;
+mod events;
+mod handlers;
+#[cfg(not(target_os = "none"))]
+pub mod hosted;
+mod hypervisor;
+mod intent;
+mod port;
+mod port_table;
+mod rebind;
+mod send;
+mod shared_page;
+mod table;
+mod two_level;
+
+pub use abi::AbiKind;
+pub use counters::CpuCounts;
+pub use demux::Upcall;
+pub use dump::{PortKind, PortState};
+pub use error::{BindError, DeviceError, SendOutcome};
+pub use events::{Events, Ports};
+pub use handlers::{Handler, Handlers};
+pub use hypervisor::{Answers, Binds, Hypervisor, Xen};
+pub use intent::{Intent, Ipi, Virq};
+pub use port::{Incarnation, Port, PortNr};
+pub use port_table::{Action, ActionHandler};
+pub use rebind::Plan;

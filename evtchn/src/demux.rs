@@ -1,0 +1,72 @@
+//! The upcall: from a pending event to its handler. Runs on the CPU that Xen interrupted, with upcalls masked.
+//!
+//! No lock, no allocation, and no line is written that another CPU writes, but for the PENDING bits of the 2-level
+//! ABI (its file lists every line). Progress: wait-free for each event; the whole returns once nothing is pending.
+#![forbid(unsafe_code)]
+
+use percpu::Masked;
+use xen_sys::abi::xen::VcpuInfo;
+
+use crate::events::{CpuEvents, Events};
+use crate::hypervisor::Hypervisor;
+use crate::port::PortNr;
+
+/// What an upcall came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Upcall {
+    /// So many events were handled.
+    Handled(u32),
+    /// Nothing was pending. Normal: after registering a `vcpu_info`, and where two paths raised one event.
+    Spurious,
+    /// This CPU has bound nothing in this life of the domain, so nothing can be for it. Its flags were cleared.
+    NotReady,
+    /// No `shared_info` is mapped: this vcpu was struck between restore and resume. Its flags were left alone; they are
+    /// not the ones that Xen looks at now.
+    Detached,
+}
+
+impl<H: Hypervisor> Events<H> {
+    /// Handles all that is pending for this CPU, whose registered `vcpu_info` is `flags`.
+    /// Context: the upcall, or task with upcalls masked; not nested.
+    ///
+    /// The caller still has to look at `upcall_pending` once more after it has unmasked upcalls, or in the act.
+    pub fn demux(&self, masked: &Masked, flags: &VcpuInfo) -> Upcall {
+        let cpu = self.cpus.mine();
+        cpu.counters.upcalls.bump_masked(masked);
+        if !self.abi.is_attached() {
+            cpu.counters.not_ready.bump_masked(masked);
+            return Upcall::Detached;
+        }
+        if cpu.table.ready() != self.incarnation() {
+            // The set of own ports is one of an earlier life, whose numbers may now be other CPUs' ports. Taking the
+            // selector loses nothing: what this CPU will bind is masked until then, and looked at when unmasked.
+            self.abi.drop_pending(masked, flags);
+            cpu.counters.not_ready.bump_masked(masked);
+            return Upcall::NotReady;
+        }
+        let taken = self.abi.take_pending(masked, flags, &cpu.own, |nr| self.dispatch(masked, cpu, nr));
+        let Some(taken) = taken else { return Upcall::Detached };
+        cpu.counters.passes.add_masked(masked, taken.passes);
+        if taken.events == 0 {
+            cpu.counters.spurious.bump_masked(masked);
+            return Upcall::Spurious;
+        }
+        Upcall::Handled(taken.events)
+    }
+
+    fn dispatch(&self, masked: &Masked, cpu: &CpuEvents, nr: PortNr) {
+        if let Some(intent) = cpu.table.intent_of(nr) {
+            cpu.counters.by_intent[intent.index()].bump_masked(masked);
+            if let Some(handler) = self.handlers.get(intent) {
+                handler(masked);
+            }
+        } else if let Some(action) = self.devices.lookup(nr) {
+            cpu.counters.devices.bump_masked(masked);
+            action.run(masked);
+        } else {
+            // Being unbound on another CPU right now, which masked it first (EV1). Masking it here as well would be
+            // wrong: it could be bound anew by the time we get to it, and would stay mute.
+            cpu.counters.unbound.bump_masked(masked);
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! [`Events`]: the domain's event channels, and when they begin and end. One for the whole kernel, made at boot.
+//!
+//! Each of its operations has a file: `demux` (the upcall), `rebind` (a CPU's intents), `device` (device ports), `send`,
+//! `dump`.
+//!
+//! | field | written by | when | suspend |
+//! |---|---|---|---|
+//! | handlers | vCPU 0 | boot | *kept* |
+//! | incarnation, the page's address | vCPU 0 | boot, suspend, resume; all others parked | *rebuilt* |
+//! | a CPU's table | that CPU | bring-up, resume; upcalls masked | *rebuilt* by that CPU |
+//! | a CPU's own ports | that CPU; who binds a device port to it | the same; any time | *rebuilt* by that CPU |
+//! | the port table | who binds a device port | any time | *cleared* by vCPU 0 |
+//! | a CPU's counters | that CPU | any time | *kept* |
+//!
+//! - EV1: a port that is neither an intent's nor a device's is masked: all are when a life begins, and unbinding masks
+//!   first. So a stray event on one cannot storm.
+
+use core::ptr::NonNull;
+
+use crossbeam_utils::CachePadded;
+use percpu::{CpuId, PerCpu, Quiesced};
+use xen_sys::abi::xen::SharedInfo;
+use xen_sys::primitive::sync::atomic::{AtomicU32, Ordering};
+
+use crate::abi::{Abi, AbiKind};
+use crate::counters::{Counters, CpuCounts};
+use crate::handlers::Handlers;
+use crate::hypervisor::Hypervisor;
+use crate::port::Incarnation;
+use crate::port_table::PortTable;
+use crate::table::CpuTable;
+use crate::two_level::OwnPorts;
+
+/// What the page that is attached says of the ports bound before.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ports {
+    /// Nothing of them is left, a new life of the domain begins: at boot, and after a suspend that answered `Resumed`.
+    Gone,
+    /// They are as they were: after a suspend that was cancelled or checkpointed (`Continued`).
+    Kept,
+}
+
+/// What belongs to one CPU, in lines of its own; what others read is kept apart from what it counts.
+pub(crate) struct CpuEvents {
+    pub(crate) table: CachePadded<CpuTable>,
+    pub(crate) own: CachePadded<OwnPorts>,
+    pub(crate) counters: CachePadded<Counters>,
+}
+
+/// See the head of this file.
+pub struct Events<H> {
+    pub(crate) xen: H,
+    pub(crate) abi: Abi,
+    pub(crate) handlers: Handlers,
+    pub(crate) devices: PortTable,
+    pub(crate) cpus: PerCpu<CpuEvents>,
+    incarnation: CachePadded<AtomicU32>,
+}
+
+impl<H: Hypervisor> Events<H> {
+    /// Event channels for the first `nr_cpus` CPUs, with nothing attached or bound. Allocates all that is ever
+    /// needed: about 5 KiB for each CPU and, with the 2-level ABI, 32 KiB for the domain. Context: boot.
+    pub fn new(nr_cpus: usize, kind: AbiKind, handlers: Handlers, xen: H) -> Events<H> {
+        let abi = Abi::new(kind);
+        let capacity = abi.capacity();
+        Events {
+            xen,
+            abi,
+            handlers,
+            devices: PortTable::new(capacity),
+            cpus: PerCpu::new(nr_cpus, |_| CpuEvents {
+                table: CachePadded::new(CpuTable::new(capacity)),
+                own: CachePadded::new(OwnPorts::new()),
+                counters: CachePadded::new(Counters::new()),
+            }),
+            incarnation: CachePadded::new(AtomicU32::new(Incarnation::NONE.get())),
+        }
+    }
+
+    /// Uses the `shared_info` at `page` from now on. With [`Ports::Gone`] the next life of the domain begins: all ports
+    /// are masked, device actions lose theirs, and every CPU has to [bind its intents](Events::plan) anew.
+    /// Context: vCPU 0, at boot or quiesced. Takes no lock and allocates nothing.
+    ///
+    /// # Safety
+    /// A `shared_info` is mapped at `page` and stays so until [`Events::detach`]; a CPU that is parked under a
+    /// [`Quiesced`] does not enter [`Events::demux`], even if an upcall strikes it.
+    pub unsafe fn attach(&self, quiesced: &Quiesced, page: NonNull<SharedInfo>, ports: Ports) {
+        // SAFETY: the caller's first clause; `SharedPage` relies on the second for SP2.
+        unsafe { self.abi.attach(quiesced, page) };
+        if ports == Ports::Gone {
+            self.abi.mask_all(quiesced);
+            self.devices.clear(quiesced);
+            // ORDERING: Relaxed. Every other CPU is parked, or not started, and its release or start shows it this.
+            self.incarnation.store(self.incarnation().next().get(), Ordering::Relaxed);
+        }
+    }
+
+    /// Uses no `shared_info` from now on, so that it can be unmapped. What is bound stays known, in case the suspend
+    /// is cancelled. Context: vCPU 0, quiesced, not in an upcall.
+    pub fn detach(&self, quiesced: &Quiesced) {
+        self.abi.detach(quiesced);
+    }
+
+    /// Which life of the domain this is.
+    pub fn incarnation(&self) -> Incarnation {
+        // ORDERING: Relaxed, as in `attach`.
+        Incarnation::new(self.incarnation.load(Ordering::Relaxed))
+    }
+
+    /// The ABI in use.
+    pub fn abi(&self) -> AbiKind {
+        self.abi.kind()
+    }
+
+    /// Whether `cpu` has bound its intents in this life of the domain.
+    pub fn is_ready(&self, cpu: CpuId) -> bool {
+        let ready = self.cpus.on(cpu).table.ready();
+        ready != Incarnation::NONE && ready == self.incarnation()
+    }
+
+    /// What `cpu` has seen since boot. Context: any, on any CPU.
+    pub fn counts_racy(&self, cpu: CpuId) -> CpuCounts {
+        self.cpus.on(cpu).counters.read_racy()
+    }
+}

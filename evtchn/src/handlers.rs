@@ -1,0 +1,72 @@
+//! [`Handlers`]: what runs for each virq and ipi. Filled at boot, read-only from then on, the same on every CPU.
+//!
+//! That a handler exists is what makes an [`Intent`] wanted: a separate list of what to bind was turned down,
+//! because the two could disagree. Virqs that come and go at run time have no user yet.
+#![forbid(unsafe_code)]
+
+use percpu::{CpuId, Masked};
+
+use crate::intent::{Intent, Ipi, Virq};
+
+/// Runs in the upcall, on the CPU that the event was for. It may not block.
+pub type Handler = fn(&Masked);
+
+/// One handler for each [`Intent`] that shall be bound.
+pub struct Handlers {
+    by_intent: [Option<Handler>; Intent::COUNT],
+}
+
+impl Handlers {
+    /// No handlers, so nothing will be bound.
+    pub const fn new() -> Handlers {
+        Handlers { by_intent: [None; Intent::COUNT] }
+    }
+
+    /// Runs `handler` for `virq`: on every CPU, or on CPU 0 where the line is a global one.
+    #[must_use]
+    pub const fn virq(self, virq: Virq, handler: Handler) -> Handlers {
+        self.with(Intent::Virq(virq), handler)
+    }
+
+    /// Runs `handler` on every CPU for `ipi`.
+    #[must_use]
+    pub const fn ipi(self, ipi: Ipi, handler: Handler) -> Handlers {
+        self.with(Intent::Ipi(ipi), handler)
+    }
+
+    const fn with(mut self, intent: Intent, handler: Handler) -> Handlers {
+        self.by_intent[intent.index()] = Some(handler);
+        self
+    }
+
+    pub(crate) fn get(&self, intent: Intent) -> Option<Handler> {
+        self.by_intent[intent.index()]
+    }
+
+    /// What `cpu` wants bound.
+    pub fn intents(&self, cpu: CpuId) -> impl Iterator<Item = Intent> {
+        Intent::all().filter(move |intent| self.get(*intent).is_some() && intent.fits(cpu))
+    }
+}
+
+impl Default for Handlers {
+    fn default() -> Handlers {
+        Handlers::new()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn intents_are_what_has_a_handler() {
+        fn nothing(_: &Masked) {}
+        let handlers = Handlers::new().virq(Virq::TIMER, nothing).virq(Virq::CONSOLE, nothing).ipi(Ipi::Call, nothing);
+        let intents = |cpu| handlers.intents(CpuId::new(cpu).expect("below CpuId::MAX")).collect::<Vec<_>>();
+        let (timer, console) = (Intent::Virq(Virq::TIMER), Intent::Virq(Virq::CONSOLE));
+        assert_eq!(intents(0), [timer, console, Intent::Ipi(Ipi::Call)]);
+        assert_eq!(intents(1), [timer, Intent::Ipi(Ipi::Call)]);
+        assert_eq!(Handlers::default().intents(CpuId::BOOT).count(), 0);
+    }
+}

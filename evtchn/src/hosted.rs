@@ -1,0 +1,310 @@
+//! The host's Xen: event channels of one domain in ordinary memory. For tests of this crate and of those above it,
+//! also under loom and Miri.
+//!
+//! A `shared_info`, a placed `vcpu_info` for each vcpu, and a table of ports; events are delivered bit by bit as
+//! `event_2l.c` does. What a vcpu does about them is up to the test: nothing here enters an upcall.
+
+use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::ptr::NonNull;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use percpu::{CpuId, Masked, Quiesced};
+use xen_sys::abi::xen::{SharedInfo, VcpuInfo};
+use xen_sys::errno::Errno;
+use xen_sys::primitive::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
+use xen_sys::primitive::sync::atomic::fence;
+
+use crate::{AbiKind, Answers, BindError, Binds, Events, Handlers, Hypervisor, PortNr, Ports, Virq};
+
+/// What a port is, in Xen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Channel {
+    /// Not given out.
+    Free,
+    /// A virq of that vcpu.
+    Virq(Virq, CpuId),
+    /// An ipi to that vcpu.
+    Ipi(CpuId),
+    /// Interdomain, told to that vcpu.
+    Device(CpuId),
+}
+
+impl Channel {
+    /// The vcpu that is told.
+    pub fn cpu(self) -> Option<CpuId> {
+        match self {
+            Channel::Free => None,
+            Channel::Virq(_, cpu) | Channel::Ipi(cpu) | Channel::Device(cpu) => Some(cpu),
+        }
+    }
+}
+
+/// What Xen keeps of a domain.
+pub struct Domain {
+    /// The shared page.
+    pub shared: SharedInfo,
+    /// Placed, one for each vcpu.
+    pub vcpus: Vec<VcpuInfo>,
+    channels: Mutex<Vec<Channel>>,
+}
+
+/// A handle on the fake, as `Events` wants one.
+#[derive(Clone)]
+pub struct Fake(pub Arc<Domain>);
+
+/// CPU `n`.
+///
+/// # Panics
+/// From `CpuId::MAX` on.
+pub fn cpu(n: usize) -> CpuId {
+    CpuId::new(n).expect("tests stay below CpuId::MAX")
+}
+
+/// Port `n`.
+///
+/// # Panics
+/// For 0.
+pub fn nr(n: u32) -> PortNr {
+    PortNr::new(n).expect("tests use no port 0")
+}
+
+/// Ports that the fake has.
+pub const NR_PORTS: usize = if cfg!(loom) { 128 } else { 1024 };
+
+impl Fake {
+    /// A fresh domain: port 0 is never given out, everything is unmasked.
+    pub fn new(nr_cpus: usize) -> Fake {
+        Fake(Arc::new(Domain {
+            shared: SharedInfo::new(),
+            vcpus: (0..nr_cpus).map(|_| VcpuInfo::new()).collect(),
+            channels: Mutex::new(vec![Channel::Free; NR_PORTS]),
+        }))
+    }
+
+    /// The `vcpu_info` of `cpu`.
+    pub fn flags(&self, cpu: CpuId) -> &VcpuInfo {
+        &self.0.vcpus[cpu.index()]
+    }
+
+    /// All ports.
+    // std's lock and not loom's: nothing that loom watches happens while it is held.
+    pub fn channels(&self) -> MutexGuard<'_, Vec<Channel>> {
+        self.0.channels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What `port` is.
+    pub fn channel(&self, port: u32) -> Channel {
+        self.channels().get(port as usize).copied().unwrap_or(Channel::Free)
+    }
+
+    /// The lowest free port, for `channel`.
+    ///
+    /// # Errors
+    /// As Xen: `EEXIST`, `ENOSPC`.
+    pub fn allocate(&self, channel: Channel) -> Result<u32, Errno> {
+        let mut channels = self.channels();
+        let taken = match channel {
+            Channel::Virq(virq, cpu) => channels.contains(&Channel::Virq(virq, cpu)),
+            _ => false,
+        };
+        if taken {
+            return Err(Errno::EEXIST);
+        }
+        let free = (1..channels.len()).find(|port| channels[*port] == Channel::Free).ok_or(Errno::ENOSPC)?;
+        channels[free] = channel;
+        Ok(u32::try_from(free).expect("there are few ports"))
+    }
+
+    /// The port of `channel`.
+    pub fn find(&self, channel: Channel) -> Option<u32> {
+        self.channels().iter().position(|c| *c == channel).and_then(|port| u32::try_from(port).ok())
+    }
+
+    /// An event on `port`, delivered to the vcpu that it is bound to. Returns whether Xen kicked that vcpu.
+    pub fn raise(&self, port: u32) -> bool {
+        let Some(cpu) = self.channel(port).cpu() else { return false };
+        let (word, bit) = (port as usize / 64, 1 << (port % 64));
+        // x86's locked operations are full fences: that is what Xen relies on, and what the fences here stand for.
+        let before = self.0.shared.evtchn_pending[word].fetch_or(bit, AcqRel);
+        fence(SeqCst);
+        if before & bit != 0 {
+            return false;
+        }
+        if self.0.shared.evtchn_mask[word].load(Acquire) & bit != 0 {
+            return false;
+        }
+        self.mark(cpu, word)
+    }
+
+    fn mark(&self, cpu: CpuId, word: usize) -> bool {
+        let flags = self.flags(cpu);
+        if flags.evtchn_pending_sel.fetch_or(1 << word, AcqRel) & (1 << word) != 0 {
+            return false;
+        }
+        flags.evtchn_upcall_pending.fetch_or(1, AcqRel) == 0
+    }
+
+    /// What a restore does: no ports, all masked, nothing pending.
+    pub fn restore(&self) {
+        self.channels().fill(Channel::Free);
+        for word in 0..64 {
+            self.0.shared.evtchn_pending[word].store(0, Relaxed);
+            self.0.shared.evtchn_mask[word].store(!0, Relaxed);
+        }
+    }
+
+    /// What registering a `vcpu_info` does to it.
+    pub fn place(&self, cpu: CpuId) {
+        let flags = self.flags(cpu);
+        flags.evtchn_pending_sel.store(!0, Relaxed);
+        flags.evtchn_upcall_pending.store(1, Relaxed);
+    }
+
+    /// Whether `port` is PENDING.
+    pub fn is_pending(&self, port: u32) -> bool {
+        self.0.shared.evtchn_pending[port as usize / 64].load(Relaxed) & 1 << (port % 64) != 0
+    }
+
+    /// Whether `port` is MASKED.
+    pub fn is_masked(&self, port: u32) -> bool {
+        self.0.shared.evtchn_mask[port as usize / 64].load(Relaxed) & 1 << (port % 64) != 0
+    }
+
+    /// Whether Xen would enter an upcall on `cpu` as soon as it is unmasked there.
+    pub fn upcall_due(&self, cpu: CpuId) -> bool {
+        self.flags(cpu).evtchn_upcall_pending.load(Relaxed) != 0
+    }
+}
+
+impl Hypervisor for Fake {
+    fn send(&self, port: PortNr) -> Result<(), Errno> {
+        match self.channel(port.get()) {
+            Channel::Ipi(_) => {
+                self.raise(port.get());
+                Ok(())
+            }
+            // The peer's end is not modelled.
+            Channel::Device(_) => Ok(()),
+            Channel::Virq(..) | Channel::Free => Err(Errno::EINVAL),
+        }
+    }
+
+    fn unmask(&self, port: PortNr) -> Result<(), Errno> {
+        let port = port.get();
+        let Some(cpu) = self.channel(port).cpu() else { return Err(Errno::EINVAL) };
+        let (word, bit) = (port as usize / 64, 1 << (port % 64));
+        let before = self.0.shared.evtchn_mask[word].fetch_and(!bit, AcqRel);
+        fence(SeqCst);
+        if before & bit != 0 && self.0.shared.evtchn_pending[word].load(Acquire) & bit != 0 {
+            self.mark(cpu, word);
+        }
+        Ok(())
+    }
+
+    fn bind_vcpu(&self, port: PortNr, cpu: CpuId) -> Result<(), Errno> {
+        match self.channels().get_mut(port.index()) {
+            Some(Channel::Device(at)) => {
+                *at = cpu;
+                Ok(())
+            }
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    fn close(&self, port: PortNr) -> Result<(), Errno> {
+        match self.channels().get_mut(port.index()) {
+            None | Some(Channel::Free) => return Err(Errno::EINVAL),
+            Some(channel) => *channel = Channel::Free,
+        }
+        let (word, bit) = (port.index() / 64, 1 << (port.index() % 64));
+        self.0.shared.evtchn_pending[word].fetch_and(!bit, AcqRel);
+        Ok(())
+    }
+}
+
+/// A batch that carries out each request at once.
+pub struct Batch {
+    xen: Fake,
+    answers: Vec<Result<u32, Errno>>,
+    room: usize,
+}
+
+impl Batch {
+    /// A batch without end.
+    pub fn new(xen: &Fake) -> Batch {
+        Batch { xen: xen.clone(), answers: Vec::new(), room: usize::MAX }
+    }
+
+    /// A batch for so many requests.
+    pub fn with_room(xen: &Fake, room: usize) -> Batch {
+        Batch { room, ..Batch::new(xen) }
+    }
+
+    /// Replaces an answer.
+    pub fn answer(&mut self, token: usize, answer: Result<u32, Errno>) {
+        self.answers[token] = answer;
+    }
+
+    fn push(&mut self, channel: Channel) -> Option<usize> {
+        if self.answers.len() == self.room {
+            return None;
+        }
+        self.answers.push(self.xen.allocate(channel));
+        Some(self.answers.len() - 1)
+    }
+}
+
+impl Binds for Batch {
+    type Token = usize;
+
+    fn bind_virq(&mut self, virq: Virq, cpu: CpuId) -> Option<usize> {
+        self.push(Channel::Virq(virq, cpu))
+    }
+
+    fn bind_ipi(&mut self, cpu: CpuId) -> Option<usize> {
+        self.push(Channel::Ipi(cpu))
+    }
+}
+
+impl Answers<usize> for Batch {
+    fn port(&self, token: usize) -> Result<u32, Errno> {
+        self.answers[token]
+    }
+}
+
+/// A claim that there is one thread that matters.
+pub fn quiesced() -> Quiesced {
+    // SAFETY: the fake's memory never goes away while a test runs, and no thread of a test is in `Events` when it is
+    // detached.
+    unsafe { Quiesced::assume() }
+}
+
+/// A token as the upcall has it.
+pub fn masked() -> Masked {
+    percpu::hosted::masked()
+}
+
+/// Events of a fresh domain, attached.
+pub fn boot(xen: &Fake, handlers: Handlers) -> Events<Fake> {
+    let events = Events::new(xen.0.vcpus.len(), AbiKind::TwoLevel, handlers, xen.clone());
+    attach(&events, xen, Ports::Gone);
+    events
+}
+
+/// Attaches the fake's page.
+pub fn attach(events: &Events<Fake>, xen: &Fake, ports: Ports) {
+    // SAFETY: `events` holds a handle on the page's owner.
+    unsafe { events.attach(&quiesced(), NonNull::from(&xen.0.shared), ports) };
+}
+
+/// Binds the intents of the CPU that the thread plays.
+///
+/// # Errors
+/// As `plan` and `record`.
+pub fn bring_up(events: &Events<Fake>, xen: &Fake) -> Result<(), BindError> {
+    let mut batch = Batch::new(xen);
+    let plan = events.plan(&masked(), &mut batch)?;
+    events.record(&masked(), xen.flags(percpu::current()), plan, &batch)
+}

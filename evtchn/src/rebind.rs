@@ -1,0 +1,123 @@
+//! Binding a CPU's intents: at bring-up, and again in every new life of the domain. One path for both.
+//!
+//! Each CPU does it for itself, so in a resume all of them work at the same time and write nothing but their own
+//! lines. It has two halves with a hypercall of the caller's between them: [`Events::plan`] puts the requests into a
+//! batch, which may carry more that this vcpu needs, and [`Events::record`] takes the ports out of the answers.
+//! Binding everything from vCPU 0 was turned down: that is a loop over all vcpus in which all others wait.
+//!
+//! Context: task or entry code of the CPU in question, upcalls masked. No lock, no allocation.
+#![forbid(unsafe_code)]
+
+use arrayvec::ArrayVec;
+use percpu::{CpuId, Masked, current};
+use xen_sys::abi::xen::VcpuInfo;
+
+use crate::error::BindError;
+use crate::events::Events;
+use crate::hypervisor::{Answers, Binds, Hypervisor};
+use crate::intent::Intent;
+use crate::port::{Incarnation, Port, PortNr};
+
+/// What a CPU has asked for, and where the answers will be.
+#[must_use = "the ports that the batch binds are lost unless they are recorded"]
+pub struct Plan<T> {
+    cpu: CpuId,
+    incarnation: Incarnation,
+    wanted: ArrayVec<(Intent, T), { Intent::COUNT }>,
+}
+
+impl<T> Plan<T> {
+    /// How many requests it put into the batch.
+    pub fn len(&self) -> usize {
+        self.wanted.len()
+    }
+
+    /// Whether this CPU wants nothing.
+    pub fn is_empty(&self) -> bool {
+        self.wanted.is_empty()
+    }
+}
+
+impl<H: Hypervisor> Events<H> {
+    /// Forgets this CPU's ports and asks `batch` to bind all of its intents.
+    ///
+    /// The CPU's `vcpu_info` must be registered by the time that the batch binds; the same batch may do it first.
+    /// # Errors
+    /// `BatchFull`; the batch is not to be issued then.
+    pub fn plan<B: Binds>(&self, masked: &Masked, batch: &mut B) -> Result<Plan<B::Token>, BindError> {
+        let cpu = current();
+        let mine = self.cpus.on(cpu);
+        mine.table.clear(masked);
+        mine.own.clear(masked);
+        let mut wanted = ArrayVec::new();
+        for intent in self.handlers.intents(cpu) {
+            let token = match intent {
+                Intent::Virq(virq) => batch.bind_virq(virq, cpu),
+                Intent::Ipi(_) => batch.bind_ipi(cpu),
+            };
+            let Some(token) = token else { return Err(BindError::BatchFull { cpu, intent }) };
+            // There are never more intents than `Intent::COUNT`.
+            wanted.push((intent, token));
+        }
+        Ok(Plan { cpu, incarnation: self.incarnation(), wanted })
+    }
+
+    /// Takes the ports that were bound for `plan` out of `answers`, makes them known and unmasks them. `flags` is this CPU's
+    /// registered `vcpu_info`.
+    ///
+    /// From then on ipis reach this CPU. Work that was posted to it earlier was not announced, so it must now look at
+    /// its inbox once: see [`Events::send_ipi`] for why nothing is left there.
+    /// # Errors
+    /// The first of any; what had been bound is closed again.
+    pub fn record<T: Copy>(
+        &self,
+        masked: &Masked,
+        flags: &VcpuInfo,
+        plan: Plan<T>,
+        answers: &impl Answers<T>,
+    ) -> Result<(), BindError> {
+        let (cpu, incarnation) = (plan.cpu, plan.incarnation);
+        let mine = self.cpus.on(cpu);
+        if cpu != current()
+            || incarnation != self.incarnation()
+            || incarnation == Incarnation::NONE
+            || !self.abi.is_attached()
+        {
+            return Err(BindError::StalePlan { cpu });
+        }
+
+        let mut bound: ArrayVec<(Intent, PortNr), { Intent::COUNT }> = ArrayVec::new();
+        let mut failed = None;
+        for (intent, token) in plan.wanted {
+            match answers.port(token) {
+                Err(errno) => failed = failed.or(Some(BindError::Refused { cpu, intent, errno })),
+                Ok(nr) => {
+                    let good = PortNr::new(nr)
+                        .filter(|nr| nr.index() < self.abi.capacity())
+                        .filter(|nr| bound.iter().all(|(_, other)| other != nr));
+                    match good {
+                        Some(nr) => bound.push((intent, nr)),
+                        None => failed = failed.or(Some(BindError::BadPort { cpu, intent, nr })),
+                    }
+                }
+            }
+        }
+        if let Some(error) = failed {
+            for (_, nr) in bound {
+                // A port that cannot be closed is lost until the domain ends; the first error is the one to report.
+                let _ = self.xen.close(nr);
+            }
+            return Err(error);
+        }
+
+        for (intent, nr) in &bound {
+            mine.table.publish(masked, *intent, Port { nr: *nr, incarnation });
+            mine.own.add(*nr);
+        }
+        mine.table.set_ready(masked, incarnation);
+        for (_, nr) in &bound {
+            self.abi.unmask_own(masked, flags, *nr);
+        }
+        Ok(())
+    }
+}

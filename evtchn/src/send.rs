@@ -1,0 +1,62 @@
+//! Sending: to a peer through a device port, and to another CPU of ours. Context: any, on any CPU. Wait-free up to the
+//! one hypercall.
+//!
+//! A send cannot straddle a suspend: it does not await, so its CPU parks either before it or after it.
+#![forbid(unsafe_code)]
+
+use percpu::CpuId;
+
+use crate::error::SendOutcome;
+use crate::events::Events;
+use crate::hypervisor::Hypervisor;
+use crate::intent::{Intent, Ipi};
+use crate::port::{Port, PortNr};
+
+impl<H: Hypervisor> Events<H> {
+    /// Tells the peer of `port`. A port of an earlier life of the domain is left alone: its number may be another
+    /// port's by now.
+    pub fn send(&self, port: Port) -> SendOutcome {
+        if port.incarnation != self.incarnation() {
+            self.cpus.mine().counters.stale_sends.bump();
+            return SendOutcome::Stale;
+        }
+        self.send_nr(port.nr)
+    }
+
+    /// Interrupts `target`, to have it look at its inbox.
+    ///
+    /// Post first, then call this. If the answer is `Unbound`, nothing more is to be done provided that
+    /// - the post was a read-modify-write of the inbox with an acquire half, and
+    /// - the target, after [`Events::record`], takes its inbox by a read-modify-write with a release half.
+    ///
+    /// For one of the two comes first: if the post, the target's take finds the work; if the take, then the post
+    /// acquires what it released, and so this finds the port. No fence is needed here.
+    /// Weakening either half fails in `evtchn/tests/loom_ipi_port.rs`.
+    ///
+    /// # Panics
+    /// If the domain has no such CPU.
+    pub fn send_ipi(&self, target: CpuId, ipi: Ipi) -> SendOutcome {
+        let port = self.cpus.on(target).table.port_of_racy(Intent::Ipi(ipi));
+        match port {
+            Some(port) if port.incarnation == self.incarnation() => self.send_nr(port.nr),
+            _ => {
+                self.cpus.mine().counters.unbound_sends.bump();
+                SendOutcome::Unbound
+            }
+        }
+    }
+
+    fn send_nr(&self, nr: PortNr) -> SendOutcome {
+        let counters = &self.cpus.mine().counters;
+        match self.xen.send(nr) {
+            Ok(()) => {
+                counters.sent.bump();
+                SendOutcome::Sent
+            }
+            Err(errno) => {
+                counters.refused_sends.bump();
+                SendOutcome::Refused(errno)
+            }
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! [`TwoLevel`]: the 2-level ABI. PENDING and MASKED bits of all ports in `shared_info`, a selector word in each
+//! `vcpu_info` that says which words of them to look at.
+//!
+//! Pending bits belong to the whole domain, so each CPU keeps the set of ports that are its own, [`OwnPorts`], and
+//! looks at no others.
+//!
+//! # Cache lines touched in an upcall
+//! | line | read | written | who else writes it |
+//! |---|---|---|---|
+//! | own `vcpu_info` | yes | yes | Xen |
+//! | own [`OwnPorts`] | yes | the turn | whoever binds a device port here |
+//! | `shared_info` MASKED words with own ports in them | yes | no | whoever masks, unmasks or binds |
+//! | `shared_info` PENDING words with own ports in them | yes | one bit for each event | Xen and every other CPU |
+//!
+//! The last one is the ABI's price, and the reason for the FIFO ABI. A word in which this CPU owns nothing is not
+//! read at all, which matters after registering a `vcpu_info`: Xen sets all 64 selector bits then.
+//!
+//! # How no event is lost
+//! Xen sets PENDING and stops if it was set; then, if the port is not MASKED, sets the selector bit and stops if it
+//! was set; then sets `upcall_pending` and kicks the vcpu (`event_2l.c`). We undo it in the opposite order: clear
+//! `upcall_pending`, take the selector, clear PENDING, run the handler. Whatever Xen does in between leads to another
+//! pass.
+#![forbid(unsafe_code)]
+
+use percpu::{Masked, Quiesced};
+use xen_sys::abi::xen::{SharedInfo, VcpuInfo};
+use xen_sys::primitive::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+use crate::port::PortNr;
+
+/// Words of 64 ports. loom models every atomic, so there are few of them there.
+pub(crate) const WORDS: usize = if cfg!(loom) { 2 } else { 64 };
+
+/// Ports that the ABI reaches, the invalid port 0 included.
+pub(crate) const CAPACITY: usize = WORDS * u64::BITS as usize;
+
+/// A port's word, and its bit in that word.
+struct Place {
+    word: usize,
+    bit: u64,
+}
+
+impl Place {
+    /// `None` if `nr` lies beyond the ABI.
+    fn of(nr: PortNr) -> Option<Place> {
+        if nr.index() >= CAPACITY {
+            return None;
+        }
+        Some(Place { word: nr.index() / 64, bit: 1 << (nr.index() % 64) })
+    }
+}
+
+/// The ports that a CPU owns, and whose turn it is.
+///
+/// Bits are written by the CPU itself when it binds its intents, and by any CPU that binds a device port here; read in
+/// the CPU's own upcall. Suspend: *rebuilt*.
+pub(crate) struct OwnPorts {
+    mine: [AtomicU64; WORDS],
+    /// The port at which the next pass begins: the one after the last that was handled.
+    turn: AtomicU32,
+}
+
+impl OwnPorts {
+    pub(crate) fn new() -> OwnPorts {
+        OwnPorts { mine: core::array::from_fn(|_| AtomicU64::new(0)), turn: AtomicU32::new(0) }
+    }
+
+    // ORDERING: Relaxed in all four. A CPU that adds a device port here unmasks it afterwards. An upcall that is caused
+    // by this port acquires that through the selector (unmask, then Xen's delivery, then our swap); one that comes
+    // for another reason and misses the bit leaves PENDING set, and the port's own selector bit is yet to come.
+
+    pub(crate) fn add(&self, nr: PortNr) {
+        if let Some(at) = Place::of(nr) {
+            self.mine[at.word].fetch_or(at.bit, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn remove(&self, nr: PortNr) {
+        if let Some(at) = Place::of(nr) {
+            self.mine[at.word].fetch_and(!at.bit, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn clear(&self, _masked: &Masked) {
+        for word in &self.mine {
+            word.store(0, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn contains(&self, nr: PortNr) -> bool {
+        Place::of(nr).is_some_and(|at| self.mine[at.word].load(Ordering::Relaxed) & at.bit != 0)
+    }
+
+    /// The ports in it when asked, in order.
+    pub(crate) fn iter_racy(&self) -> impl Iterator<Item = PortNr> {
+        (0..u32::MAX).take(CAPACITY).filter_map(PortNr::new).filter(|nr| self.contains(*nr))
+    }
+}
+
+/// What one look at a vcpu's pending events found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Taken {
+    /// Events handed to the handler.
+    pub(crate) events: u32,
+    /// Times the selector was taken, at least 1.
+    pub(crate) passes: u32,
+}
+
+/// The order in which a pass visits words: from the port `turn` round to it again. Each item is a word that `selector`
+/// names, and the bits of it to look at; the word of `turn` comes first for its upper and last for its lower bits.
+fn round(selector: u64, turn: u32) -> impl Iterator<Item = (usize, u64)> {
+    let start = turn as usize % CAPACITY;
+    let (first, upper) = (start / 64, !0_u64 << (start % 64));
+    (0..=WORDS).filter_map(move |step| {
+        let word = (first + step) % WORDS;
+        let bits = match step {
+            0 => upper,
+            WORDS => !upper,
+            _ => !0,
+        };
+        (selector & (1 << word) != 0 && bits != 0).then_some((word, bits))
+    })
+}
+
+/// See the head of this file. A view of the domain's bits, for as long as the page is lent.
+#[derive(Clone, Copy)]
+pub(crate) struct TwoLevel<'a> {
+    shared: &'a SharedInfo,
+}
+
+impl<'a> TwoLevel<'a> {
+    pub(crate) fn new(shared: &'a SharedInfo) -> TwoLevel<'a> {
+        TwoLevel { shared }
+    }
+
+    /// Masks every port of the domain. At a fresh boot Xen leaves all of them unmasked.
+    pub(crate) fn mask_all(self, _quiesced: &Quiesced) {
+        for word in self.shared.evtchn_mask.iter().take(WORDS) {
+            // ORDERING: Relaxed. No port is bound yet, and no other CPU is about.
+            word.store(!0, Ordering::Relaxed);
+        }
+    }
+
+    /// Masks `nr`. An upcall that looked before may still be handling its event, on the CPU that owns it.
+    pub(crate) fn mask_port(self, nr: PortNr) {
+        if let Some(at) = Place::of(nr) {
+            // ORDERING: Relaxed. Stops deliveries to come, orders nothing.
+            self.shared.evtchn_mask[at.word].fetch_or(at.bit, Ordering::Relaxed);
+        }
+    }
+
+    /// Unmasks `nr`, which this CPU owns, and makes an event that came meanwhile pending here again. Two locked
+    /// operations and a fence; a port of another CPU needs `EVTCHNOP_unmask`.
+    pub(crate) fn unmask_own(self, _masked: &Masked, flags: &VcpuInfo, nr: PortNr) {
+        let Some(at) = Place::of(nr) else { return };
+        // ORDERING: Relaxed, ordered by the fence.
+        self.shared.evtchn_mask[at.word].fetch_and(!at.bit, Ordering::Relaxed);
+        // ORDERING: SeqCst, "publish mine, then look at yours": we clear MASKED, then look at PENDING; Xen sets PENDING,
+        // then looks at MASKED. One of us sees the other's bit, so the event is raised by one of us, or by both,
+        // which is harmless. On x86 each side's locked operation is the fence already.
+        // Weakening fails in evtchn/tests/loom_upcall.rs.
+        fence(Ordering::SeqCst);
+        // ORDERING: Relaxed, ordered by the fence.
+        if self.shared.evtchn_pending[at.word].load(Ordering::Relaxed) & at.bit != 0 {
+            // ORDERING: Relaxed twice: read back by this CPU. Xen's own deliveries in between are read-modify-writes of
+            // the same words and lose nothing.
+            flags.evtchn_pending_sel.fetch_or(1 << at.word, Ordering::Relaxed);
+            flags.evtchn_upcall_pending.store(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether an event waits on `nr`.
+    pub(crate) fn is_pending_racy(self, nr: PortNr) -> bool {
+        // ORDERING: Relaxed, for show.
+        Place::of(nr).is_some_and(|at| self.shared.evtchn_pending[at.word].load(Ordering::Relaxed) & at.bit != 0)
+    }
+
+    /// Whether `nr` is masked.
+    pub(crate) fn is_masked_racy(self, nr: PortNr) -> bool {
+        // ORDERING: Relaxed, for show.
+        Place::of(nr).is_some_and(|at| self.shared.evtchn_mask[at.word].load(Ordering::Relaxed) & at.bit != 0)
+    }
+
+    /// Takes every event that is pending for this CPU and hands its port to `handle`, PENDING cleared. Returns when a
+    /// pass ended with nothing newly pending.
+    ///
+    /// A pass hands out each port at most once, and passes begin in turn at the port after the last one, so a port
+    /// that fires without end delays others by one event each time. It does keep this function from returning.
+    pub(crate) fn take_pending(
+        self,
+        masked: &Masked,
+        flags: &VcpuInfo,
+        own: &OwnPorts,
+        mut handle: impl FnMut(PortNr),
+    ) -> Taken {
+        let mut taken = Taken { events: 0, passes: 0 };
+        loop {
+            taken.events = taken.events.wrapping_add(self.pass(masked, flags, own, &mut handle));
+            taken.passes = taken.passes.wrapping_add(1);
+            // ORDERING: Relaxed. Missing a 1 is harmless: who unmasks upcalls looks again.
+            if flags.evtchn_upcall_pending.load(Ordering::Relaxed) == 0 {
+                return taken;
+            }
+        }
+    }
+
+    /// Clears `upcall_pending` and takes the words that the selector names.
+    pub(crate) fn take_selector(_masked: &Masked, flags: &VcpuInfo) -> u64 {
+        // ORDERING: Relaxed, carried by the release half of the swap below.
+        flags.evtchn_upcall_pending.store(0, Ordering::Relaxed);
+        // ORDERING: AcqRel, pairs with Xen setting this vcpu's selector bit (event_2l.c, evtchn_2l_set_pending).
+        //   Xen after us: the release half puts our clear before Xen's `upcall_pending = 1`, so no upcall is lost.
+        //   Xen before us: the acquire half shows us the PENDING bits that it set first.
+        // Weakening either half fails in evtchn/tests/loom_upcall.rs.
+        flags.evtchn_pending_sel.swap(0, Ordering::AcqRel)
+    }
+
+    /// One pass over what the selector names now. Returns the number of events.
+    fn pass(self, masked: &Masked, flags: &VcpuInfo, own: &OwnPorts, handle: &mut impl FnMut(PortNr)) -> u32 {
+        let selector = Self::take_selector(masked, flags);
+        let mut events: u32 = 0;
+        // ORDERING: Relaxed, this CPU's own.
+        for (word, range) in round(selector, own.turn.load(Ordering::Relaxed)) {
+            let mut left = range;
+            loop {
+                // Looked up anew for each event: a handler may have masked or unbound another port of this word.
+                // ORDERING: Relaxed, see `OwnPorts::add`.
+                let mut bits = left & own.mine[word].load(Ordering::Relaxed);
+                if bits != 0 {
+                    // ORDERING: Relaxed: what Xen set before the selector bit is visible since the swap.
+                    bits &= self.shared.evtchn_pending[word].load(Ordering::Relaxed);
+                    bits &= !self.shared.evtchn_mask[word].load(Ordering::Relaxed);
+                }
+                if bits == 0 {
+                    break;
+                }
+                let bit = bits.trailing_zeros();
+                // Every port from here down has had its turn in this pass.
+                left &= !(!0 >> (63 - bit));
+                let Some(nr) = port_at(word, bit) else { continue };
+                // ORDERING: Acquire, pairs with Xen setting PENDING: if the sender found it set already, this is the only
+                // operation that orders its work before our handler.
+                // Weakening fails in evtchn/tests/loom_upcall.rs.
+                self.shared.evtchn_pending[word].fetch_and(!(1 << bit), Ordering::Acquire);
+                // ORDERING: Relaxed, this CPU's own.
+                own.turn.store(nr.get().wrapping_add(1), Ordering::Relaxed);
+                handle(nr);
+                events = events.wrapping_add(1);
+            }
+        }
+        events
+    }
+}
+
+/// The port of `bit` in `word`; `None` for port 0, which Xen never raises.
+fn port_at(word: usize, bit: u32) -> Option<PortNr> {
+    PortNr::new(u32::try_from(word).ok()? * u64::BITS + bit)
+}
+
+#[cfg(all(test, not(loom)))]
+#[path = "two_level_tests.rs"]
+mod tests;

@@ -1,0 +1,389 @@
+//! The life of a domain's event channels against the hosted Xen: boot, upcalls, devices, suspend, both outcomes.
+#![cfg(not(loom))]
+
+use std::cell::RefCell;
+
+use evtchn::hosted::{self, Batch, Channel, Fake, bring_up, cpu, masked, nr, quiesced};
+use evtchn::{
+    Action, BindError, CpuCounts, DeviceError, Events, Handlers, Hypervisor, Incarnation, Intent, Ipi, Port, PortKind,
+    Ports, SendOutcome, Upcall, Virq,
+};
+use percpu::{CpuId, Masked};
+use xen_sys::Errno;
+use xen_sys::primitive::sync::atomic::Ordering::Relaxed;
+
+// What handlers have seen on this thread: the CPU, and a name.
+thread_local! {
+    static SEEN: RefCell<Vec<(usize, &'static str)>> = const { RefCell::new(Vec::new()) };
+}
+
+fn see(what: &'static str) {
+    SEEN.with_borrow_mut(|seen| seen.push((percpu::current().index(), what)));
+}
+
+fn seen() -> Vec<(usize, &'static str)> {
+    SEEN.take()
+}
+
+fn on_timer(_: &Masked) {
+    see("timer");
+}
+
+fn on_console(_: &Masked) {
+    see("console");
+}
+
+fn on_call(_: &Masked) {
+    see("call");
+}
+
+const HANDLERS: Handlers =
+    Handlers::new().virq(Virq::TIMER, on_timer).virq(Virq::CONSOLE, on_console).ipi(Ipi::Call, on_call);
+
+fn on_device(_: &Masked, action: &Action) {
+    assert!(action.port().is_some(), "an action runs for its port");
+    see(["device 0", "device 1"][action.context()]);
+}
+
+/// A domain of `nr_cpus` with all of them up.
+fn up(nr_cpus: usize) -> (Fake, Events<Fake>) {
+    let xen = Fake::new(nr_cpus);
+    let events = hosted::boot(&xen, HANDLERS);
+    for cpu in CpuId::first(nr_cpus) {
+        let _on = percpu::hosted::enter(cpu);
+        xen.place(cpu);
+        bring_up(&events, &xen).expect("the fake has ports enough");
+    }
+    (xen, events)
+}
+
+/// The upcall on CPU `n`, if Xen would enter one.
+fn upcall(xen: &Fake, events: &Events<Fake>, n: usize) -> Option<Upcall> {
+    let _on = percpu::hosted::enter(cpu(n));
+    xen.upcall_due(cpu(n)).then(|| events.demux(&masked(), xen.flags(cpu(n))))
+}
+
+fn raise(xen: &Fake, channel: Channel) {
+    xen.raise(xen.find(channel).expect("bound"));
+}
+
+#[test]
+fn virqs_and_ipis_reach_their_cpu() {
+    let (xen, events) = up(3);
+    // Placing the vcpu_info left a spurious upcall behind.
+    assert_eq!(upcall(&xen, &events, 1), Some(Upcall::Spurious));
+    assert_eq!(upcall(&xen, &events, 1), None);
+
+    raise(&xen, Channel::Virq(Virq::TIMER, cpu(1)));
+    raise(&xen, Channel::Virq(Virq::CONSOLE, cpu(0)));
+    {
+        let _on = percpu::hosted::enter(cpu(0));
+        assert_eq!(events.send_ipi(cpu(1), Ipi::Call), SendOutcome::Sent);
+        assert_eq!(events.send_ipi(cpu(1), Ipi::Call), SendOutcome::Sent);
+    }
+    assert_eq!(upcall(&xen, &events, 0), Some(Upcall::Handled(1)));
+    assert_eq!(upcall(&xen, &events, 1), Some(Upcall::Handled(2)));
+    assert_eq!(upcall(&xen, &events, 2), Some(Upcall::Spurious));
+    assert_eq!(seen(), [(0, "console"), (1, "timer"), (1, "call")]);
+
+    let one = events.counts_racy(cpu(1));
+    assert_eq!(one, CpuCounts { upcalls: 2, spurious: 1, passes: 2, virqs: 1, ipis: 1, ..CpuCounts::default() });
+    assert_eq!(events.counts_racy(cpu(0)).sent, 2);
+}
+
+#[test]
+fn everything_is_masked_until_bound() {
+    let xen = Fake::new(1);
+    let port = xen.allocate(Channel::Device(cpu(0))).expect("room");
+    assert!(!xen.is_masked(port), "a fresh boot has everything unmasked");
+    let events = hosted::boot(&xen, HANDLERS);
+    assert!((1..1024).all(|port| xen.is_masked(port)));
+    let _on = percpu::hosted::enter(cpu(0));
+    xen.raise(port);
+    bring_up(&events, &xen).expect("room");
+    assert_eq!(upcall(&xen, &events, 0), None, "the device's port is nobody's yet");
+    for channel in [Channel::Virq(Virq::TIMER, cpu(0)), Channel::Ipi(cpu(0))] {
+        assert!(!xen.is_masked(xen.find(channel).expect("bound")));
+    }
+
+    static ACTION: Action = Action::new(on_device, 0);
+    events.bind_device(nr(port), cpu(0), &ACTION).expect("free");
+    assert_eq!(upcall(&xen, &events, 0), Some(Upcall::Handled(1)), "the early event was kept");
+    assert_eq!(seen(), [(0, "device 0")]);
+}
+
+#[test]
+fn devices_can_be_bound_anywhere_and_unbound() {
+    static ACTION: Action = Action::new(on_device, 1);
+    let (xen, events) = up(2);
+    upcall(&xen, &events, 1);
+    let _on = percpu::hosted::enter(cpu(0));
+    let at = xen.allocate(Channel::Device(cpu(0))).expect("room");
+    let port = events.bind_device(nr(at), cpu(1), &ACTION).expect("free");
+    assert_eq!(ACTION.port(), Some(port));
+    assert_eq!(xen.channel(at), Channel::Device(cpu(1)));
+    assert_eq!(events.send(port), SendOutcome::Sent);
+
+    xen.raise(at);
+    assert_eq!(upcall(&xen, &events, 1), Some(Upcall::Handled(1)));
+    assert_eq!(seen(), [(1, "device 1")]);
+    assert_eq!(ACTION.count(), 1);
+    assert_eq!(events.counts_racy(cpu(1)).devices, 1);
+
+    assert_eq!(events.unbind_device(&ACTION), Ok(nr(at)));
+    assert!(xen.is_masked(at));
+    assert_eq!(events.unbind_device(&ACTION), Err(DeviceError::NotBound));
+    xen.raise(at);
+    assert_eq!(upcall(&xen, &events, 1), None);
+
+    // What came meanwhile is delivered where the port is bound next.
+    events.bind_device(nr(at), cpu(0), &ACTION).expect("free again");
+    upcall(&xen, &events, 0);
+    assert_eq!(seen(), [(0, "device 1")]);
+}
+
+#[test]
+fn device_errors_change_nothing() {
+    static ONE: Action = Action::new(on_device, 0);
+    static TWO: Action = Action::new(on_device, 1);
+    let (xen, events) = up(1);
+    let _on = percpu::hosted::enter(cpu(0));
+    upcall(&xen, &events, 0);
+    let (a, b) =
+        (xen.allocate(Channel::Device(cpu(0))).expect("room"), xen.allocate(Channel::Device(cpu(0))).expect("room"));
+    let has = events.bind_device(nr(a), cpu(0), &ONE).expect("free");
+    assert_eq!(events.bind_device(nr(a), cpu(0), &TWO), Err(DeviceError::PortTaken { nr: nr(a) }));
+    assert_eq!(TWO.port(), None);
+    assert_eq!(events.bind_device(nr(b), cpu(0), &ONE), Err(DeviceError::ActionTaken { nr: nr(b), has }));
+    assert_eq!(events.bind_device(nr(4096), cpu(0), &TWO), Err(DeviceError::NoSuchPort { nr: nr(4096) }));
+
+    // An intent's port is refused by Xen, and goes on working.
+    let timer = xen.find(Channel::Virq(Virq::TIMER, cpu(0))).expect("bound");
+    let errno = Errno::EINVAL;
+    assert_eq!(
+        events.bind_device(nr(timer), cpu(0), &TWO),
+        Err(DeviceError::Route { nr: nr(timer), cpu: cpu(0), errno })
+    );
+    assert!(events.device_of_racy(nr(timer)).is_none());
+    xen.raise(timer);
+    xen.raise(a);
+    assert_eq!(upcall(&xen, &events, 0), Some(Upcall::Handled(2)));
+    assert_eq!(seen().len(), 2);
+}
+
+#[test]
+fn a_cpu_that_is_not_up_is_not_bound_to_and_not_sent_to() {
+    static ACTION: Action = Action::new(on_device, 0);
+    let xen = Fake::new(2);
+    let events = hosted::boot(&xen, HANDLERS);
+    let _on = percpu::hosted::enter(cpu(0));
+    bring_up(&events, &xen).expect("room");
+    let at = xen.allocate(Channel::Device(cpu(0))).expect("room");
+    assert_eq!(events.bind_device(nr(at), cpu(1), &ACTION), Err(DeviceError::CpuNotReady { nr: nr(at), cpu: cpu(1) }));
+    assert_eq!(events.send_ipi(cpu(1), Ipi::Call), SendOutcome::Unbound);
+    assert_eq!(events.counts_racy(cpu(0)).unbound_sends, 1);
+    assert!(events.is_ready(cpu(0)) && !events.is_ready(cpu(1)));
+    xen.place(cpu(1));
+    assert_eq!(upcall(&xen, &events, 1), Some(Upcall::NotReady));
+    assert_eq!(upcall(&xen, &events, 1), None, "flags cleared, or the vcpu would be entered without end");
+}
+
+#[test]
+fn restore_gives_every_intent_a_new_port_and_devices_none() {
+    static ACTION: Action = Action::new(on_device, 0);
+    let (xen, events) = up(2);
+    let on = percpu::hosted::enter(cpu(0));
+    let at = xen.allocate(Channel::Device(cpu(0))).expect("room");
+    let old = events.bind_device(nr(at), cpu(0), &ACTION).expect("free");
+    assert_eq!(events.incarnation(), Incarnation::new(1));
+
+    events.detach(&quiesced());
+    assert_eq!(events.demux(&masked(), xen.flags(cpu(0))), Upcall::Detached);
+    xen.restore();
+    // The toolstack's ports come first in the new domain, so every number has another meaning.
+    let console = xen.allocate(Channel::Device(cpu(0))).expect("room");
+    hosted::attach(&events, &xen, Ports::Gone);
+    assert_eq!(events.incarnation(), Incarnation::new(2));
+    assert_eq!(ACTION.port(), None);
+    assert_eq!(events.send(old), SendOutcome::Stale);
+    assert_eq!(events.counts_racy(cpu(0)).stale_sends, 1);
+    assert_eq!(events.unbind_device(&ACTION), Err(DeviceError::NotBound));
+
+    // CPU 0 is back, CPU 1 is not. The port that CPU 1 had is CPU 0's now; a spurious upcall on CPU 1 must not take
+    // CPU 0's event from it.
+    bring_up(&events, &xen).expect("room");
+    assert_eq!(events.send_ipi(cpu(1), Ipi::Call), SendOutcome::Unbound);
+    for virq in [Virq::TIMER, Virq::CONSOLE] {
+        raise(&xen, Channel::Virq(virq, cpu(0)));
+    }
+    xen.place(cpu(1));
+    assert_eq!(upcall(&xen, &events, 1), Some(Upcall::NotReady));
+    assert_eq!(seen(), []);
+    assert_eq!(upcall(&xen, &events, 0), Some(Upcall::Handled(2)));
+    assert_eq!(seen(), [(0, "timer"), (0, "console")]);
+
+    {
+        let _on = percpu::hosted::enter(cpu(1));
+        bring_up(&events, &xen).expect("room");
+    }
+    assert_eq!(events.send_ipi(cpu(1), Ipi::Call), SendOutcome::Sent);
+    assert_eq!(upcall(&xen, &events, 1), Some(Upcall::Handled(1)));
+    events.bind_device(nr(console), cpu(0), &ACTION).expect("the action is free again");
+    drop(on);
+}
+
+#[test]
+fn cancelled_suspend_keeps_everything() {
+    static ACTION: Action = Action::new(on_device, 0);
+    let (xen, events) = up(2);
+    let _on = percpu::hosted::enter(cpu(0));
+    upcall(&xen, &events, 0);
+    let at = xen.allocate(Channel::Device(cpu(0))).expect("room");
+    let port = events.bind_device(nr(at), cpu(0), &ACTION).expect("free");
+
+    events.detach(&quiesced());
+    // Xen goes on delivering while the page is not mapped here.
+    xen.raise(at);
+    raise(&xen, Channel::Virq(Virq::TIMER, cpu(0)));
+    hosted::attach(&events, &xen, Ports::Kept);
+
+    assert_eq!(events.incarnation(), Incarnation::new(1));
+    assert!(events.is_ready(cpu(1)));
+    assert_eq!(events.send(port), SendOutcome::Sent);
+    assert_eq!(upcall(&xen, &events, 0), Some(Upcall::Handled(2)));
+    let mut what = seen();
+    what.sort_unstable();
+    assert_eq!(what, [(0, "device 0"), (0, "timer")]);
+}
+
+#[test]
+fn failed_binds_are_undone_and_named() {
+    let (timer, call) = (Intent::Virq(Virq::TIMER), Intent::Ipi(Ipi::Call));
+    let cpu1 = cpu(1);
+    let cases = [
+        (0, Err(Errno::ENOSPC), BindError::Refused { cpu: cpu1, intent: timer, errno: Errno::ENOSPC }),
+        (1, Err(Errno::EINVAL), BindError::Refused { cpu: cpu1, intent: call, errno: Errno::EINVAL }),
+        (1, Ok(0), BindError::BadPort { cpu: cpu1, intent: call, nr: 0 }),
+        (0, Ok(4096), BindError::BadPort { cpu: cpu1, intent: timer, nr: 4096 }),
+        (1, Ok(u32::MAX), BindError::BadPort { cpu: cpu1, intent: call, nr: u32::MAX }),
+        // The timer's.
+        (1, Ok(1), BindError::BadPort { cpu: cpu1, intent: call, nr: 1 }),
+    ];
+    for (token, answer, error) in cases {
+        let xen = Fake::new(2);
+        let events = hosted::boot(&xen, HANDLERS);
+        let _on = percpu::hosted::enter(cpu1);
+        let mut batch = Batch::new(&xen);
+        let plan = events.plan(&masked(), &mut batch).expect("room");
+        assert_eq!(plan.len(), 2);
+        batch.answer(token, answer);
+        assert_eq!(events.record(&masked(), xen.flags(cpu1), plan, &batch), Err(error));
+        assert!(!events.is_ready(cpu1));
+        assert_eq!(events.ports_racy(cpu1).count(), 0);
+        // What was bound and was believed is closed.
+        let kept = if token == 0 { call } else { timer };
+        let channel = match kept {
+            Intent::Virq(virq) => Channel::Virq(virq, cpu1),
+            Intent::Ipi(_) => Channel::Ipi(cpu1),
+        };
+        assert_eq!(xen.find(channel), None);
+    }
+}
+
+#[test]
+fn a_full_batch_and_a_stale_plan_are_refused() {
+    let xen = Fake::new(2);
+    let events = hosted::boot(&xen, HANDLERS);
+    let _on = percpu::hosted::enter(cpu(1));
+    let full = events.plan(&masked(), &mut Batch::with_room(&xen, 1)).err();
+    assert_eq!(full, Some(BindError::BatchFull { cpu: cpu(1), intent: Intent::Ipi(Ipi::Call) }));
+
+    xen.restore();
+    let stale = Err(BindError::StalePlan { cpu: cpu(1) });
+    let mut batch = Batch::new(&xen);
+    let plan = events.plan(&masked(), &mut batch).expect("room");
+    {
+        let _other = percpu::hosted::enter(cpu(0));
+        assert_eq!(events.record(&masked(), xen.flags(cpu(0)), plan, &batch), stale);
+    }
+    let plan = events.plan(&masked(), &mut Batch::new(&Fake::new(2))).expect("room");
+    events.detach(&quiesced());
+    xen.restore();
+    hosted::attach(&events, &xen, Ports::Gone);
+    assert_eq!(events.record(&masked(), xen.flags(cpu(1)), plan, &batch), stale);
+    assert!(!events.is_ready(cpu(1)));
+}
+
+#[test]
+fn refused_sends_are_counted() {
+    let (xen, events) = up(1);
+    let _on = percpu::hosted::enter(cpu(0));
+    let port = Port { nr: nr(500), incarnation: events.incarnation() };
+    assert_eq!(events.send(port), SendOutcome::Refused(Errno::EINVAL));
+    assert_eq!(events.counts_racy(cpu(0)).refused_sends, 1);
+    assert_eq!(xen.close(nr(500)), Err(Errno::EINVAL));
+}
+
+#[test]
+fn dump_shows_what_stands_in_the_tables() {
+    static ACTION: Action = Action::new(on_device, 1);
+    let (xen, events) = up(2);
+    let _on = percpu::hosted::enter(cpu(0));
+    let at = xen.allocate(Channel::Device(cpu(0))).expect("room");
+    events.bind_device(nr(at), cpu(1), &ACTION).expect("free");
+    raise(&xen, Channel::Virq(Virq::TIMER, cpu(1)));
+    upcall(&xen, &events, 1);
+    xen.raise(at);
+    seen();
+
+    let lines: Vec<String> = events.ports_racy(cpu(1)).map(|port| port.to_string()).collect();
+    let (timer, call) = (xen.find(Channel::Virq(Virq::TIMER, cpu(1))), xen.find(Channel::Ipi(cpu(1))));
+    let (timer, call) = (timer.expect("bound"), call.expect("bound"));
+    assert_eq!(
+        lines,
+        [
+            format!("port={timer} kind=timer pending=0 masked=0 count=1"),
+            format!("port={call} kind=ipi-call pending=0 masked=0 count=0"),
+            format!("port={at} kind=device1 pending=1 masked=0 count=0"),
+        ]
+    );
+    assert!(events.ports_racy(cpu(0)).all(|port| port.kind != PortKind::Device(1)));
+}
+
+/// A handler that unbinds a device whose event is pending in the same word: the event is dropped, nothing panics.
+#[test]
+fn unbinding_in_a_handler() {
+    thread_local! {
+        static EVENTS: RefCell<Option<Events<Fake>>> = const { RefCell::new(None) };
+    }
+    static VICTIM: Action = Action::new(on_device, 0);
+    static KILLER: Action = Action::new(kill, 0);
+    fn kill(_: &Masked, _: &Action) {
+        see("kill");
+        EVENTS.with_borrow(|events| {
+            let unbound = events.as_ref().expect("set below").unbind_device(&VICTIM);
+            assert!(unbound.is_ok());
+        });
+    }
+
+    let (xen, events) = up(1);
+    let _on = percpu::hosted::enter(cpu(0));
+    upcall(&xen, &events, 0);
+    let ports = [&KILLER, &VICTIM].map(|action| {
+        let at = xen.allocate(Channel::Device(cpu(0))).expect("room");
+        events.bind_device(nr(at), cpu(0), action).expect("free");
+        at
+    });
+    for port in ports {
+        xen.raise(port);
+    }
+    EVENTS.set(Some(events));
+    EVENTS.with_borrow(|events| {
+        let events = events.as_ref().expect("just set");
+        assert_eq!(upcall(&xen, events, 0), Some(Upcall::Handled(1)));
+    });
+    assert_eq!(seen(), [(0, "kill")]);
+    assert!(xen.is_pending(ports[1]) && xen.is_masked(ports[1]));
+    assert_eq!(xen.flags(cpu(0)).evtchn_upcall_pending.load(Relaxed), 0);
+    EVENTS.take();
+}
