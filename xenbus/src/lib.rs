@@ -1,1 +1,52 @@
+//! The xenstore client of the kernel, and what is spoken over it.
+//!
+//! Owns: the one connection to xenstored that a domain has (a page of two 1 KiB rings, and a port), the requests
+//! on their way, the watches, and the `control/shutdown` protocol. The device state machine will stand beside it.
+//!
+//! ```text
+//!   shutdown, data      what we say and hear           tasks
+//!   scope, watch        operations as futures          tasks
+//!   store, quiesce      Store, its pump, its gate      tasks; on_event() in the upcall
+//!   engine              who may send, who gets what    under the store's lock
+//!   calls, watch_table  requests and watches           plain data
+//!   assemble, wire      bytes and messages             plain data
+//!   ring                the shared page                under the store's lock
+//! ```
+//!
+//! Contexts: everything is called from tasks, on any CPU; only [`Store::on_event`] may be called in an upcall, and
+//! it takes no lock. One task per store runs [`Store::pump`], and only that task touches the ring page.
+//!
+//! Turned down: letting each requesting task write the ring itself. It would spare a wake-up per request, and make
+//! every task a possible owner of a half-written message at the moment of a suspend.
 #![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+#[cfg(all(not(loom), any(test, feature = "fake")))]
+extern crate std;
+
+mod assemble;
+mod calls;
+pub mod data;
+mod engine;
+mod error;
+#[cfg(all(not(loom), any(test, feature = "fake")))]
+pub mod fake;
+mod quiesce;
+pub mod ring;
+mod scope;
+pub mod shutdown;
+mod store;
+mod watch;
+mod watch_table;
+pub mod wire;
+
+pub use assemble::{Assembler, Incoming};
+pub use engine::{Counters, Oddity, SENT_MAX, TRANSACTIONS_MAX};
+pub use error::{Cause, Refusal, RingFault, StoreError, Text};
+pub use quiesce::{AlreadyQuiescing, Quiet};
+pub use ring::Ring;
+pub use scope::{Scope, TRIES_MAX};
+pub use store::{Doorbell, Store};
+pub use watch::{Change, Watch};
+pub use watch_table::QUEUE_MAX;

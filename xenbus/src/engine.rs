@@ -1,0 +1,517 @@
+//! What happens when bytes come and when there is room: replies find their requests, events their watches, and the next
+//! request that may go goes.
+//!
+//! Plain data under the store's lock; the pump calls [`Engine::step`], everybody else only adds and takes. Nothing is
+//! woken, rung or dropped here that could call back into the store: that is collected in [`Effects`] and done by the
+//! store after it has let go of the lock.
+//!
+//! One phase, with one rule each for what may be sent:
+//!
+//! | phase | goes | waits |
+//! |---|---|---|
+//! | `Run` | everything; after a restore, first the watches | new transactions beyond [`TRANSACTIONS_MAX`] |
+//! | `Draining` | what belongs to an open transaction; UNWATCH | everything else |
+//! | `Quiet` | nothing | everything |
+//!
+//! xenstored's answers are input. One that fits nothing is counted, remembered by name ([`Oddity`]) and survived; only
+//! indices or lengths from which no next message can be found break the ring, and that is an error that every
+//! caller gets until a restore. Turned down: giving up on the first odd answer, which would
+//! let a hiccup of dom0 take a guest's shutdown and suspend away.
+
+use crate::assemble::{Assembler, Incoming, Outgoing};
+use crate::calls::{Abandoned, Calls, Request, Serial};
+use crate::error::{self, Cause, RingFault, Text};
+use crate::ring::Ring;
+use crate::watch_table::{Delivery, WatchId, WatchTable};
+use crate::wire::{self, Header, Kind};
+use alloc::vec::Vec;
+use core::fmt;
+use core::task::{Poll, Waker};
+use xen_sys::hypercall::sched::SuspendOutcome;
+
+/// The most requests that are on their way at a time. C xenstored allows a domain 20, and stops reading beyond.
+pub const SENT_MAX: usize = 8;
+/// The most transactions that are open at a time; xenstored allows a domain 10.
+pub const TRANSACTIONS_MAX: usize = 8;
+
+/// Reads of a chunk per step, so that a xenstored that never stops talking does not keep us for ever.
+const READS_MAX: usize = 64;
+const CHUNK: usize = 256;
+
+/// An answer that fits nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Oddity {
+    /// A reply to no request of ours: never made, or answered before.
+    UnknownId {
+        /// Its type.
+        kind: u32,
+        /// Its id.
+        req_id: u32,
+    },
+    /// A reply of another type than its request.
+    WrongType {
+        /// The request's type.
+        asked: Kind,
+        /// The reply's type.
+        kind: u32,
+    },
+    /// A payload of more than 4096 bytes.
+    TooLong {
+        /// The message's type.
+        kind: u32,
+        /// Its length in bytes.
+        len: u32,
+    },
+    /// A watch event without path and token.
+    MalformedEvent(Text),
+}
+
+impl fmt::Display for Oddity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnknownId { kind, req_id } => write!(f, "reply of type {kind} to unknown request {req_id}"),
+            Self::WrongType { asked, kind } => write!(f, "reply of type {kind} to {}", asked.name()),
+            Self::TooLong { kind, len } => write!(f, "message of type {kind} with {len} bytes"),
+            Self::MalformedEvent(text) => write!(f, "malformed watch event {text:?}"),
+        }
+    }
+}
+
+/// Statistics of a store. Kept across a restore.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Requests sent.
+    pub requests: u64,
+    /// Replies that found their request.
+    pub replies: u64,
+    /// Watch events that found their watch.
+    pub events: u64,
+    /// Watch events for no watch of ours; normal shortly after an unwatch.
+    pub events_stray: u64,
+    /// Answers that fit nothing.
+    pub oddities: u64,
+    /// The last of them.
+    pub last_oddity: Option<Oddity>,
+    /// Times that the ring was found broken.
+    pub faults: u64,
+}
+
+/// What the store does once it has let go of the lock.
+#[derive(Default)]
+pub(crate) struct Effects {
+    pub(crate) wake: Vec<Waker>,
+    /// Wakers that were replaced. Dropping one may run code of the executor.
+    pub(crate) drop: Vec<Waker>,
+    /// xenstored has something to look at.
+    pub(crate) bell: bool,
+    /// The pump has something to do.
+    pub(crate) pump: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Run,
+    Draining,
+    Quiet,
+}
+
+/// The state of a store.
+pub(crate) struct Engine {
+    phase: Phase,
+    calls: Calls,
+    watches: WatchTable,
+    incoming: Assembler,
+    outgoing: Outgoing,
+    /// Set once found, until a restore.
+    fault: Option<RingFault>,
+    /// Counts connections: a transaction of an earlier one is worth nothing.
+    epoch: u64,
+    /// Transactions that xenstored has or is being asked for.
+    transactions: usize,
+    /// The page's error word when this connection began.
+    old_error: u32,
+    quiescer: Option<Waker>,
+    pub(crate) counters: Counters,
+}
+
+impl Engine {
+    pub(crate) fn new(ring: Ring<'_>) -> Self {
+        Self {
+            phase: Phase::Run,
+            calls: Calls::default(),
+            watches: WatchTable::default(),
+            incoming: Assembler::default(),
+            outgoing: Outgoing::default(),
+            fault: None,
+            epoch: 0,
+            transactions: 0,
+            old_error: ring.error(),
+            quiescer: None,
+            counters: Counters::default(),
+        }
+    }
+
+    /// One turn: reads what is there, sends what may go. Returns true if there is more to read than fits in a turn.
+    pub(crate) fn step(&mut self, ring: Ring<'_>, fx: &mut Effects) -> bool {
+        if self.fault.is_some() {
+            self.settle(true, fx);
+            return false;
+        }
+        match self.turn(ring, fx) {
+            Ok(Turn { more, drained }) => {
+                self.settle(drained, fx);
+                more
+            }
+            Err(fault) => {
+                self.break_down(fault, fx);
+                false
+            }
+        }
+    }
+
+    fn turn(&mut self, ring: Ring<'_>, fx: &mut Effects) -> Result<Turn, RingFault> {
+        if !ring.is_connected() {
+            // xenstored resets the ring and rings the bell when it is done.
+            return Ok(Turn { more: false, drained: false });
+        }
+        let mut more = true;
+        let mut chunk = [0; CHUNK];
+        for _ in 0..READS_MAX {
+            let count = ring.read(&mut chunk)?;
+            if count == 0 {
+                more = false;
+                break;
+            }
+            fx.bell = true;
+            let mut bytes = &chunk[..count];
+            while let Some(incoming) = self.incoming.take(&mut bytes)? {
+                self.receive(incoming, fx);
+            }
+        }
+        // After reading: what xenstored said before it hung up still counts.
+        let error = ring.error();
+        if error != 0 && error != self.old_error {
+            return Err(RingFault::HungUp { error });
+        }
+        loop {
+            if self.outgoing.is_idle() && !self.load_next() {
+                break;
+            }
+            let count = ring.write(self.outgoing.rest())?;
+            if count == 0 {
+                break;
+            }
+            fx.bell = true;
+            self.outgoing.advance(count);
+        }
+        let idle = self.outgoing.is_idle() && self.incoming.is_idle() && self.calls.sent() == 0;
+        Ok(Turn { more, drained: !more && idle && self.transactions == 0 && ring.is_empty()? })
+    }
+
+    /// Puts the next request that may go into `outgoing`. False if there is none.
+    fn load_next(&mut self) -> bool {
+        if self.calls.sent() >= SENT_MAX {
+            return false;
+        }
+        let restoring = self.watches.is_restoring();
+        let (phase, room) = (self.phase, self.transactions < TRANSACTIONS_MAX);
+        let may_go = |request: &Request| {
+            let due = request.tx_id != 0 || request.gives_back();
+            match phase {
+                Phase::Run => due || (!restoring && (room || request.kind != Kind::TransactionStart)),
+                Phase::Draining => due,
+                Phase::Quiet => false,
+            }
+        };
+        let next = self.calls.next(may_go).or_else(|| {
+            let (id, payload) = (phase == Phase::Run).then(|| self.watches.next_lost()).flatten()?;
+            let request = Request { kind: Kind::Watch, tx_id: 0, payload, watch: Some(id) };
+            Some(self.calls.add(request, false))
+        });
+        let Some((req_id, request)) = next.and_then(|serial| self.calls.send(serial)) else {
+            return false;
+        };
+        // `wire::payload` keeps it to 4096 bytes; the default cannot be reached.
+        let len = u32::try_from(request.payload.len()).unwrap_or(0);
+        let header = Header { kind: request.kind.raw(), req_id, tx_id: request.tx_id, len };
+        self.outgoing = Outgoing::new(header, &request.payload);
+        if request.kind == Kind::TransactionStart {
+            self.transactions += 1;
+        }
+        if let Some(id) = request.watch {
+            self.watches.sent(id);
+        }
+        self.counters.requests += 1;
+        true
+    }
+
+    fn receive(&mut self, incoming: Incoming, fx: &mut Effects) {
+        let (header, outcome) = match incoming {
+            Incoming::Message(header, payload) => (header, Ok(payload)),
+            Incoming::TooLong(header) => {
+                self.odd(Oddity::TooLong { kind: header.kind, len: header.len });
+                (header, Err(Cause::TooLong { len: header.len }))
+            }
+        };
+        if header.kind == Kind::WatchEvent.raw() {
+            return self.event(outcome, fx);
+        }
+        let Some((serial, request)) = self.calls.by_req_id(header.req_id) else {
+            return self.odd(Oddity::UnknownId { kind: header.kind, req_id: header.req_id });
+        };
+        let (asked, watch) = (request.kind, request.watch);
+        let outcome = outcome.and_then(|payload| {
+            if header.kind == Kind::Error.raw() {
+                Err(error::named(&payload))
+            } else if header.kind == asked.raw() {
+                Ok(payload)
+            } else {
+                Err(Cause::WrongType { kind: header.kind })
+            }
+        });
+        if let Err(Cause::WrongType { kind }) = outcome {
+            self.odd(Oddity::WrongType { asked, kind });
+        }
+        self.counters.replies += 1;
+        self.finish(serial, asked, watch, outcome, fx);
+    }
+
+    fn event(&mut self, payload: Result<Vec<u8>, Cause>, fx: &mut Effects) {
+        let payload = payload.unwrap_or_default();
+        match wire::event(&payload) {
+            Some((path, token)) => match self.watches.event(path, token) {
+                Delivery::Taken(waker) => {
+                    self.counters.events += 1;
+                    fx.wake.extend(waker);
+                }
+                Delivery::Stray => self.counters.events_stray += 1,
+            },
+            None => {
+                self.odd(Oddity::MalformedEvent(Text::new(&payload)));
+                self.watches.event_lost(&mut fx.wake);
+            }
+        }
+    }
+
+    /// A request has its answer: keep account of what xenstored now holds for us.
+    fn finish(
+        &mut self,
+        serial: Serial,
+        kind: Kind,
+        watch: Option<WatchId>,
+        mut outcome: Result<Vec<u8>, Cause>,
+        fx: &mut Effects,
+    ) {
+        match kind {
+            Kind::TransactionStart => {
+                outcome = outcome.and_then(|payload| wire::transaction_id(&payload).map(|_| payload));
+                if outcome.is_err() {
+                    self.transactions -= 1;
+                }
+            }
+            // Whatever the answer, it is over.
+            Kind::TransactionEnd => self.transactions -= 1,
+            _ => {}
+        }
+        if let Some(id) = watch {
+            let outcome = outcome.as_ref().map(|_| ()).map_err(|&cause| cause);
+            if let Some(payload) = self.watches.answered(id, outcome, &mut fx.wake) {
+                self.give_back(Kind::Unwatch, 0, payload);
+            }
+        }
+        if let Some((request, Ok(payload))) = self.calls.answer(serial, outcome, &mut fx.wake) {
+            self.undo(request.kind, &payload);
+        }
+    }
+
+    /// Nobody collected this answer: gives back what it brought.
+    fn undo(&mut self, kind: Kind, payload: &[u8]) {
+        if kind == Kind::TransactionStart
+            && let Ok(tx_id) = wire::transaction_id(payload)
+        {
+            self.give_back(Kind::TransactionEnd, tx_id, b"F\0".to_vec());
+        }
+    }
+
+    /// Queues a request for whose answer nobody waits.
+    fn give_back(&mut self, kind: Kind, tx_id: u32, payload: Vec<u8>) {
+        if self.fault.is_none() {
+            self.calls.add(Request { kind, tx_id, payload, watch: None }, false);
+        }
+    }
+
+    fn odd(&mut self, oddity: Oddity) {
+        self.counters.oddities += 1;
+        self.counters.last_oddity = Some(oddity);
+    }
+
+    /// The connection is of no use any more; everybody who waits is told.
+    fn break_down(&mut self, fault: RingFault, fx: &mut Effects) {
+        self.fault = Some(fault);
+        self.counters.faults += 1;
+        self.end_connection();
+        let cause = Cause::RingBroken(fault);
+        self.watches.fail_all(cause, &mut fx.wake);
+        self.calls.end_where(|_| Some(Err(cause)), &mut fx.wake);
+        self.settle(true, fx);
+    }
+
+    /// Forgets all that belonged to one connection, except requests and watches.
+    fn end_connection(&mut self) {
+        self.epoch += 1;
+        self.transactions = 0;
+        self.incoming = Assembler::default();
+        self.outgoing = Outgoing::default();
+        self.calls.lose_transactions();
+    }
+
+    /// Ends draining once there is nothing left to drain.
+    fn settle(&mut self, drained: bool, fx: &mut Effects) {
+        if self.phase == Phase::Draining && drained {
+            self.phase = Phase::Quiet;
+            fx.wake.extend(self.quiescer.take());
+        }
+    }
+
+    /// Closes the gate. False if it is closed already.
+    pub(crate) fn begin_quiesce(&mut self, fx: &mut Effects) -> bool {
+        if self.phase != Phase::Run {
+            return false;
+        }
+        self.phase = Phase::Draining;
+        fx.pump = true;
+        true
+    }
+
+    pub(crate) fn poll_quiet(&mut self, waker: &Waker, fx: &mut Effects) -> Poll<()> {
+        if self.phase == Phase::Quiet {
+            fx.drop.extend(self.quiescer.take());
+            return Poll::Ready(());
+        }
+        fx.drop.extend(self.quiescer.replace(waker.clone()));
+        Poll::Pending
+    }
+
+    /// Opens the gate, also before it was quite closed.
+    pub(crate) fn resume(&mut self, outcome: SuspendOutcome, ring: Ring<'_>, fx: &mut Effects) {
+        self.phase = Phase::Run;
+        fx.drop.extend(self.quiescer.take());
+        fx.pump = true;
+        if outcome == SuspendOutcome::Resumed {
+            self.end_connection();
+            self.fault = None;
+            self.old_error = ring.error();
+            self.watches.lose_all();
+            // The watch went with the old domain, as was asked; a transaction went too, which was not.
+            let verdict = |request: &Request| match request.kind {
+                Kind::Unwatch => Some(Ok(Vec::new())),
+                _ if request.tx_id != 0 => Some(Err(Cause::Lost)),
+                _ => None,
+            };
+            self.calls.end_where(verdict, &mut fx.wake);
+            if let Err(fault) = ring.discard_replies() {
+                self.break_down(fault, fx);
+            }
+        } else if let Some(fault) = self.fault {
+            // Requests that came while the gate was closed have waited for a restore that did not come.
+            let cause = Cause::RingBroken(fault);
+            self.watches.fail_all(cause, &mut fx.wake);
+            self.calls.end_where(|_| Some(Err(cause)), &mut fx.wake);
+        }
+    }
+
+    /// Queues a request of a future. `epoch` is that of its transaction, if it belongs to one.
+    /// # Errors
+    /// `RingBroken`; `Lost` if the transaction's connection is no more.
+    pub(crate) fn add(&mut self, request: Request, epoch: Option<u64>, fx: &mut Effects) -> Result<Serial, Cause> {
+        if epoch.is_some_and(|epoch| epoch != self.epoch) {
+            return Err(Cause::Lost);
+        }
+        match self.fault {
+            Some(fault) if self.phase == Phase::Run => Err(Cause::RingBroken(fault)),
+            _ => {
+                fx.pump = true;
+                Ok(self.calls.add(request, true))
+            }
+        }
+    }
+
+    /// The answer to a request of a future, with the epoch it belongs to.
+    pub(crate) fn poll(
+        &mut self,
+        serial: Serial,
+        waker: &Waker,
+        fx: &mut Effects,
+    ) -> Poll<Result<(Vec<u8>, u64), Cause>> {
+        let (poll, old) = self.calls.poll(serial, waker);
+        fx.drop.extend(old);
+        poll.map_ok(|payload| (payload, self.epoch))
+    }
+
+    /// The future of a request is gone.
+    pub(crate) fn abandon(&mut self, serial: Serial, fx: &mut Effects) {
+        let (left, waker) = self.calls.abandon(serial);
+        fx.drop.extend(waker);
+        if let Abandoned::Answer(kind, payload) = left {
+            self.undo(kind, &payload);
+            fx.pump = true;
+        }
+    }
+
+    /// Ends a transaction for whose end nobody waits.
+    pub(crate) fn abort(&mut self, tx_id: u32, epoch: u64, fx: &mut Effects) {
+        if epoch == self.epoch {
+            self.give_back(Kind::TransactionEnd, tx_id, b"F\0".to_vec());
+            fx.pump = true;
+        }
+    }
+
+    /// Notes a watch, and returns the request that asks for it.
+    pub(crate) fn add_watch(&mut self, path: &str, label: &str) -> (WatchId, Request) {
+        let (id, payload) = self.watches.add(path, label);
+        (id, Request { kind: Kind::Watch, tx_id: 0, payload, watch: Some(id) })
+    }
+
+    /// Forgets a watch, and returns the request that gives it back if xenstored has it.
+    pub(crate) fn remove_watch(&mut self, id: WatchId, fx: &mut Effects) -> Option<Request> {
+        let (payload, waker) = self.watches.remove(id);
+        fx.drop.extend(waker);
+        payload.map(|payload| Request { kind: Kind::Unwatch, tx_id: 0, payload, watch: None })
+    }
+
+    /// As [`Engine::remove_watch`], and nobody waits for the answer.
+    pub(crate) fn drop_watch(&mut self, id: WatchId, fx: &mut Effects) {
+        if let Some(Request { payload, .. }) = self.remove_watch(id, fx) {
+            self.give_back(Kind::Unwatch, 0, payload);
+            fx.pump = true;
+        }
+    }
+
+    /// The watches, for their owners to look at.
+    pub(crate) fn watches(&mut self) -> &mut WatchTable {
+        &mut self.watches
+    }
+
+    /// True if xenstored holds nothing for us.
+    pub(crate) fn holds_nothing(&self) -> bool {
+        self.watches.is_empty() && self.transactions == 0
+    }
+
+    /// What broke the ring, if anything did.
+    pub(crate) const fn fault(&self) -> Option<RingFault> {
+        self.fault
+    }
+
+    /// True if no request is held, in any state.
+    #[cfg(any(test, feature = "fake"))]
+    pub(crate) fn holds_no_request(&self) -> bool {
+        self.calls.is_empty()
+    }
+}
+
+/// What a turn came to.
+struct Turn {
+    more: bool,
+    /// Nothing is on its way in either direction.
+    drained: bool,
+}

@@ -1,0 +1,258 @@
+//! Our side of the shared page: bytes in and out of two 1 KiB rings, and the page's three status words.
+//!
+//! Runs in the pump task only, under the store's lock: one producer of `req`, one consumer of `rsp`, that is us. Every
+//! call is wait-free and bounded by 1024 bytes.
+//!
+//! xenstored is not trusted: each of its indices is read once, checked, and used from the copy; the free-running
+//! values may start anywhere and wrap. Nothing is kept between calls, not even our own indices: at a restore
+//! C xenstored sets all four to 0 and oxenstored keeps them, so the page is the only truth. That is the design that
+//! was turned down: a shadow of our own indices would save one load per call and be wrong after every migration.
+//!
+//! Bells are not rung here. After a call that returns more than 0 the caller must ring (xenstored sleeps until then,
+//! when it waits for room as well as when it waits for bytes).
+
+use crate::error::RingFault;
+use xen_sys::abi::io::xs_wire::{self as abi, XenstoreDomainInterface};
+use xen_sys::primitive::sync::atomic::AtomicU32;
+use xen_sys::primitive::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+
+/// The bytes of each ring.
+pub const RING_LEN: u32 = abi::XENSTORE_RING_SIZE;
+
+/// The shared page, seen from the guest.
+#[derive(Clone, Copy)]
+pub struct Ring<'p> {
+    page: &'p XenstoreDomainInterface,
+}
+
+/// The slot that a free-running index stands for.
+const fn slot(index: u32) -> usize {
+    (index % RING_LEN) as usize
+}
+
+impl<'p> Ring<'p> {
+    /// A view of `page`. The caller sees to it that nobody else writes requests or consumes replies there.
+    #[must_use]
+    pub const fn new(page: &'p XenstoreDomainInterface) -> Self {
+        Self { page }
+    }
+
+    /// Puts as many of `bytes` as there is room for into the request ring, and returns how many.
+    /// # Errors
+    /// `RequestIndices`, with nothing written.
+    pub fn write(&self, bytes: &[u8]) -> Result<usize, RingFault> {
+        // ORDERING: Acquire, pairs with xenstored's advance of `req_cons` after it copied the bytes out: our stores to
+        // the slots it freed come after its loads from them.
+        let cons = self.page.req_cons.load(Acquire);
+        // ORDERING: Relaxed, we are its only writer while connected.
+        let prod = self.page.req_prod.load(Relaxed);
+        let used = prod.wrapping_sub(cons);
+        if used > RING_LEN {
+            return Err(RingFault::RequestIndices { cons, prod });
+        }
+        let count = bytes.len().min((RING_LEN - used) as usize);
+        let mut index = prod;
+        for &byte in &bytes[..count] {
+            // ORDERING: Relaxed, published by the Release store of `req_prod` below.
+            self.page.req[slot(index)].store(byte, Relaxed);
+            index = index.wrapping_add(1);
+        }
+        if count > 0 {
+            // ORDERING: Release, pairs with xenstored's read barrier after it loads `req_prod`: it sees the bytes.
+            self.page.req_prod.store(index, Release);
+        }
+        Ok(count)
+    }
+
+    /// Takes as many bytes out of the reply ring as `into` holds and the ring has, and returns how many.
+    /// # Errors
+    /// `ReplyIndices`, with nothing taken.
+    pub fn read(&self, into: &mut [u8]) -> Result<usize, RingFault> {
+        // ORDERING: Acquire, pairs with xenstored's advance of `rsp_prod` after it stored the bytes: we see them.
+        let prod = self.page.rsp_prod.load(Acquire);
+        // ORDERING: Relaxed, we are its only writer while connected.
+        let cons = self.page.rsp_cons.load(Relaxed);
+        let used = prod.wrapping_sub(cons);
+        if used > RING_LEN {
+            return Err(RingFault::ReplyIndices { cons, prod });
+        }
+        let count = into.len().min(used as usize);
+        let mut index = cons;
+        for byte in &mut into[..count] {
+            // ORDERING: Relaxed, ordered after the Acquire load of `rsp_prod` above.
+            *byte = self.page.rsp[slot(index)].load(Relaxed);
+            index = index.wrapping_add(1);
+        }
+        if count > 0 {
+            // ORDERING: Release, pairs with xenstored's barrier after it loads `rsp_cons`: our loads from the slots
+            // come before its stores to them.
+            self.page.rsp_cons.store(index, Release);
+        }
+        Ok(count)
+    }
+
+    /// True if both rings are empty at this moment. Used when quiescing, when nothing new is being asked.
+    /// # Errors
+    /// Either kind of inconsistent indices.
+    pub fn is_empty(&self) -> Result<bool, RingFault> {
+        // ORDERING: Relaxed, all four: no slot is read on the strength of them.
+        let load = |index: &AtomicU32| index.load(Relaxed);
+        let (cons, prod) = (load(&self.page.req_cons), load(&self.page.req_prod));
+        let requests = prod.wrapping_sub(cons);
+        if requests > RING_LEN {
+            return Err(RingFault::RequestIndices { cons, prod });
+        }
+        let (cons, prod) = (load(&self.page.rsp_cons), load(&self.page.rsp_prod));
+        let replies = prod.wrapping_sub(cons);
+        if replies > RING_LEN {
+            return Err(RingFault::ReplyIndices { cons, prod });
+        }
+        Ok(requests == 0 && replies == 0)
+    }
+
+    /// Throws away what is in the reply ring: at a restore it was meant for the domain that we were.
+    ///
+    /// Whatever was cut off by the suspend goes with it, which matters under oxenstored, where the indices survive and
+    /// the other half of the message does not. Nothing of the new xenstored can be lost: it has not been asked anything.
+    /// # Errors
+    /// `ReplyIndices`, with nothing thrown away.
+    pub fn discard_replies(&self) -> Result<(), RingFault> {
+        let mut bytes = [0; 64];
+        // Bounded by the ring's length, should someone be filling it while we empty it.
+        for _ in 0..RING_LEN as usize / bytes.len() {
+            if self.read(&mut bytes)? < bytes.len() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// False while xenstored is resetting the ring; then nothing of the page may be used.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        // ORDERING: Acquire, pairs with xenstored storing 0 after it has reset the indices: we see them reset.
+        self.page.connection.load(Acquire) == abi::XENSTORE_CONNECTED
+    }
+
+    /// The page's error word: 0, or why xenstored hung up. Survives a restore, so compare with what it was then.
+    #[must_use]
+    pub fn error(&self) -> u32 {
+        // ORDERING: Relaxed, a diagnosis; nothing is read on the strength of it.
+        self.page.error.load(Relaxed)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::vec;
+    use std::vec::Vec;
+
+    /// A page whose four indices start at `start`.
+    fn page(start: u32) -> XenstoreDomainInterface {
+        let page = XenstoreDomainInterface::new();
+        for index in [&page.req_cons, &page.req_prod, &page.rsp_cons, &page.rsp_prod] {
+            index.store(start, Relaxed);
+        }
+        page
+    }
+
+    /// xenstored's part: puts `bytes` into `rsp`, which must have room.
+    fn produce(page: &XenstoreDomainInterface, bytes: &[u8]) {
+        let mut index = page.rsp_prod.load(Relaxed);
+        for &byte in bytes {
+            page.rsp[slot(index)].store(byte, Relaxed);
+            index = index.wrapping_add(1);
+        }
+        page.rsp_prod.store(index, Relaxed);
+    }
+
+    /// xenstored's part: takes up to `count` bytes out of `req`.
+    fn consume(page: &XenstoreDomainInterface, count: usize) -> Vec<u8> {
+        let mut index = page.req_cons.load(Relaxed);
+        let mut bytes = vec![];
+        while bytes.len() < count && index != page.req_prod.load(Relaxed) {
+            bytes.push(page.req[slot(index)].load(Relaxed));
+            index = index.wrapping_add(1);
+        }
+        page.req_cons.store(index, Relaxed);
+        bytes
+    }
+
+    const STARTS: [u32; 5] = [0, 1, 1023, 0x8000_0000, u32::MAX - 5];
+
+    #[test]
+    fn requests_fill_the_ring_and_go_on_when_there_is_room() {
+        let message: Vec<u8> = (0..2500u32).map(|i| i.to_le_bytes()[0] ^ i.to_le_bytes()[1]).collect();
+        for start in STARTS {
+            let page = page(start);
+            let ring = Ring::new(&page);
+            let (mut sent, mut got) = (0, vec![]);
+            assert_eq!(ring.write(&message), Ok(1024));
+            assert_eq!(ring.write(&message[1024..]), Ok(0));
+            sent += 1024;
+            while got.len() < message.len() {
+                got.extend(consume(&page, 7));
+                sent += ring.write(&message[sent..]).expect("indices are sound");
+            }
+            assert_eq!(got, message);
+            assert_eq!(page.req_prod.load(Relaxed), start.wrapping_add(2500));
+        }
+    }
+
+    #[test]
+    fn replies_come_out_in_order_across_the_wrap() {
+        for start in STARTS {
+            let page = page(start);
+            let ring = Ring::new(&page);
+            let mut buffer = [0; 5];
+            for round in 0..300u32 {
+                let byte = round.to_le_bytes()[0];
+                produce(&page, &[byte, byte ^ 1, byte ^ 2, 3, 4, 5, 6]);
+                assert_eq!(ring.read(&mut buffer), Ok(5));
+                assert_eq!(buffer, [byte, byte ^ 1, byte ^ 2, 3, 4]);
+                assert_eq!(ring.read(&mut buffer), Ok(2));
+                assert_eq!(buffer[..2], [5, 6]);
+                assert_eq!(ring.read(&mut buffer), Ok(0));
+            }
+        }
+    }
+
+    #[test]
+    fn indices_that_claim_too_much_are_named() {
+        let page = page(100);
+        let ring = Ring::new(&page);
+        page.req_cons.store(101, Relaxed);
+        assert_eq!(ring.write(b"x"), Err(RingFault::RequestIndices { cons: 101, prod: 100 }));
+        assert_eq!(ring.is_empty(), Err(RingFault::RequestIndices { cons: 101, prod: 100 }));
+        page.req_cons.store(100, Relaxed);
+        page.rsp_prod.store(100 + 1025, Relaxed);
+        assert_eq!(ring.read(&mut [0; 8]), Err(RingFault::ReplyIndices { cons: 100, prod: 1125 }));
+        assert_eq!(ring.is_empty(), Err(RingFault::ReplyIndices { cons: 100, prod: 1125 }));
+        assert_eq!(ring.discard_replies(), Err(RingFault::ReplyIndices { cons: 100, prod: 1125 }));
+        // Exactly full is sound.
+        page.rsp_prod.store(100 + 1024, Relaxed);
+        assert_eq!(ring.read(&mut [0; 8]), Ok(8));
+    }
+
+    #[test]
+    fn discarding_leaves_an_empty_ring() {
+        let page = page(u32::MAX - 3);
+        let ring = Ring::new(&page);
+        produce(&page, &[9; 1024]);
+        assert_eq!(ring.is_empty(), Ok(false));
+        assert_eq!(ring.discard_replies(), Ok(()));
+        assert_eq!(ring.is_empty(), Ok(true));
+    }
+
+    #[test]
+    fn only_connection_0_is_connected() {
+        let page = page(0);
+        let ring = Ring::new(&page);
+        assert!(ring.is_connected());
+        for not in [abi::XENSTORE_RECONNECT, 2, u32::MAX] {
+            page.connection.store(not, Relaxed);
+            assert!(!ring.is_connected());
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! Every watch that somebody wants, whether xenstored has it or not, with the changes not yet looked at.
+//!
+//! Plain data under the store's lock. The table holds intents: a restore takes all watches away, and they are asked
+//! for again from here, with the same tokens. Tokens are ours (`label#id`), so that each names one watch for ever
+//! and an event for one that is gone cannot be taken for another's.
+//!
+//! Per watch, changes are kept once per path and at most [`QUEUE_MAX`] of them; one more, and all are replaced
+//! by "re-read everything". Turned down: a queue of events as they come. A flood of them would have to be
+//! stored, or dropped in silence.
+//!
+//! ```text
+//!   New ──sent──▶ Asking ──OK──▶ Live ──restore──▶ Lost ──sent──▶ Asking
+//!    │              │ └─error─▶ Failed ──restore──▶ Lost
+//!    │              └─handle dropped─▶ Leaving ──OK─▶ (UNWATCH sent)
+//!    └─ handle dropped in New, Lost, Failed: removed at once. In Live: removed, UNWATCH sent.
+//! ```
+
+use crate::error::Cause;
+use crate::watch::Change;
+use crate::wire;
+use alloc::collections::VecDeque;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::task::{Poll, Waker};
+
+/// The most paths that are remembered per watch.
+pub const QUEUE_MAX: usize = 32;
+
+/// Names a watch within its store, never given twice.
+pub(crate) type WatchId = u64;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Its WATCH is queued.
+    New,
+    /// Its WATCH is on its way; `again` after a restore.
+    Asking { again: bool },
+    /// xenstored has it.
+    Live,
+    /// A restore took it; it will be asked for again.
+    Lost,
+    /// xenstored refused it, or the ring broke.
+    Failed(Cause),
+    /// Its WATCH is on its way and nobody wants it any more.
+    Leaving,
+}
+
+#[derive(Debug)]
+struct Entry {
+    id: WatchId,
+    path: String,
+    token: String,
+    state: State,
+    changed: VecDeque<String>,
+    everything: bool,
+    waker: Option<Waker>,
+}
+
+impl Entry {
+    fn all_changed(&mut self) -> Option<Waker> {
+        self.changed.clear();
+        self.everything = true;
+        self.waker.take()
+    }
+
+    /// Path and token, each with its NUL: the payload of WATCH and of UNWATCH. Its length was checked in `add`.
+    fn payload(&self) -> Vec<u8> {
+        [self.path.as_bytes(), b"\0", self.token.as_bytes(), b"\0"].concat()
+    }
+}
+
+/// All watches of a store.
+#[derive(Debug, Default)]
+pub(crate) struct WatchTable {
+    entries: Vec<Entry>,
+    next: WatchId,
+}
+
+/// What a watch event led to.
+#[must_use]
+pub(crate) enum Delivery {
+    /// It reached a watch, whose owner is to be woken if it waits.
+    Taken(Option<Waker>),
+    /// No watch has its token.
+    Stray,
+}
+
+impl WatchTable {
+    fn entry(&mut self, id: WatchId) -> Option<&mut Entry> {
+        self.entries.iter_mut().find(|entry| entry.id == id)
+    }
+
+    /// A new watch, and the payload with which to ask for it; the caller has checked both strings.
+    pub(crate) fn add(&mut self, path: &str, label: &str) -> (WatchId, Vec<u8>) {
+        let id = self.next;
+        self.next += 1;
+        let entry = Entry {
+            id,
+            path: path.into(),
+            token: format!("{label}#{id}"),
+            state: State::New,
+            changed: VecDeque::new(),
+            everything: false,
+            waker: None,
+        };
+        let payload = entry.payload();
+        self.entries.push(entry);
+        (id, payload)
+    }
+
+    /// The WATCH of `id` goes out now.
+    pub(crate) fn sent(&mut self, id: WatchId) {
+        if let Some(entry) = self.entry(id).filter(|entry| entry.state == State::New) {
+            entry.state = State::Asking { again: false };
+        }
+    }
+
+    /// The next watch that a restore took, with its payload; it counts as sent.
+    pub(crate) fn next_lost(&mut self) -> Option<(WatchId, Vec<u8>)> {
+        let entry = self.entries.iter_mut().find(|entry| entry.state == State::Lost)?;
+        entry.state = State::Asking { again: true };
+        Some((entry.id, entry.payload()))
+    }
+
+    /// True until every watch that a restore took has been answered for.
+    pub(crate) fn is_restoring(&self) -> bool {
+        self.entries.iter().any(|entry| matches!(entry.state, State::Lost | State::Asking { again: true }))
+    }
+
+    /// xenstored has answered the WATCH of `id`. Returns the payload of an UNWATCH if nobody wants it any more.
+    pub(crate) fn answered(
+        &mut self,
+        id: WatchId,
+        outcome: Result<(), Cause>,
+        wake: &mut Vec<Waker>,
+    ) -> Option<Vec<u8>> {
+        let at = self.entries.iter().position(|entry| entry.id == id)?;
+        let entry = &mut self.entries[at];
+        match (entry.state, outcome) {
+            (State::Leaving, outcome) => {
+                let entry = self.entries.remove(at);
+                outcome.is_ok().then(|| entry.payload())
+            }
+            (State::Asking { again }, Ok(())) => {
+                entry.state = State::Live;
+                if again {
+                    wake.extend(entry.all_changed());
+                }
+                None
+            }
+            (_, Ok(())) => None,
+            (_, Err(cause)) => {
+                entry.state = State::Failed(cause);
+                wake.extend(entry.waker.take());
+                None
+            }
+        }
+    }
+
+    /// The handle of `id` is gone. Returns the payload of an UNWATCH if xenstored has the watch.
+    pub(crate) fn remove(&mut self, id: WatchId) -> (Option<Vec<u8>>, Option<Waker>) {
+        let Some(at) = self.entries.iter().position(|entry| entry.id == id) else {
+            return (None, None);
+        };
+        let entry = &mut self.entries[at];
+        if matches!(entry.state, State::Asking { .. } | State::Leaving) {
+            entry.state = State::Leaving;
+            return (None, entry.waker.take());
+        }
+        let entry = self.entries.remove(at);
+        ((entry.state == State::Live).then(|| entry.payload()), entry.waker)
+    }
+
+    /// A watch event. Events may come before the reply to their WATCH.
+    pub(crate) fn event(&mut self, path: &[u8], token: &[u8]) -> Delivery {
+        let alive = |state| matches!(state, State::Asking { .. } | State::Live);
+        let Some(entry) = self.entries.iter_mut().find(|entry| alive(entry.state) && entry.token.as_bytes() == token)
+        else {
+            return Delivery::Stray;
+        };
+        match str::from_utf8(path) {
+            _ if entry.everything => {}
+            Ok(path) if entry.changed.iter().any(|known| known == path) => {}
+            Ok(path) if entry.changed.len() < QUEUE_MAX => entry.changed.push_back(path.into()),
+            // Full, or a path that cannot be shown: the owner looks at all it has.
+            _ => return Delivery::Taken(entry.all_changed()),
+        }
+        Delivery::Taken(entry.waker.take())
+    }
+
+    /// An event was lost, nobody knows whose: everybody re-reads.
+    pub(crate) fn event_lost(&mut self, wake: &mut Vec<Waker>) {
+        wake.extend(self.entries.iter_mut().filter_map(Entry::all_changed));
+    }
+
+    /// A new domain: xenstored has none of them.
+    pub(crate) fn lose_all(&mut self) {
+        self.entries.retain(|entry| entry.state != State::Leaving);
+        for entry in &mut self.entries {
+            if entry.state != State::New {
+                entry.state = State::Lost;
+            }
+        }
+    }
+
+    /// The ring broke: no watch will report anything.
+    pub(crate) fn fail_all(&mut self, cause: Cause, wake: &mut Vec<Waker>) {
+        self.entries.retain(|entry| entry.state != State::Leaving);
+        for entry in &mut self.entries {
+            entry.state = State::Failed(cause);
+            wake.extend(entry.waker.take());
+        }
+    }
+
+    /// True if there is no watch at all.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// What the owner of `id` is to look at; if nothing, `waker` is woken when there is. Also returns the waker that
+    /// was there before, to be dropped by the caller outside of the lock.
+    pub(crate) fn poll(&mut self, id: WatchId, waker: &Waker) -> (Poll<Result<Change, Cause>>, Option<Waker>) {
+        let Some(entry) = self.entry(id) else {
+            return (Poll::Ready(Err(Cause::Lost)), None);
+        };
+        if let State::Failed(cause) = entry.state {
+            return (Poll::Ready(Err(cause)), entry.waker.take());
+        }
+        if core::mem::take(&mut entry.everything) {
+            return (Poll::Ready(Ok(Change::Everything)), entry.waker.take());
+        }
+        match entry.changed.pop_front() {
+            Some(path) => (Poll::Ready(Ok(Change::Path(path))), entry.waker.take()),
+            None => (Poll::Pending, entry.waker.replace(waker.clone())),
+        }
+    }
+
+    /// The owner of `id` does not wait any more.
+    pub(crate) fn forget_waker(&mut self, id: WatchId) -> Option<Waker> {
+        self.entry(id).and_then(|entry| entry.waker.take())
+    }
+}
+
+/// The label in front of a token's `#id`, and the path: checked together, since they share a payload.
+pub(crate) fn check(path: &str, label: &str) -> Result<(), crate::error::Refusal> {
+    use crate::error::Refusal;
+    /// The longest `#id` with its NUL and the path's NUL.
+    const REST: usize = 23;
+    wire::check_path(path)?;
+    if label.contains('\0') {
+        return Err(Refusal::Nul);
+    }
+    let len = path.len() + label.len() + REST;
+    if len > wire::PAYLOAD_MAX { Err(Refusal::TooLong { len }) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::RingFault;
+    use alloc::vec;
+
+    fn live(table: &mut WatchTable, path: &str) -> WatchId {
+        let (id, _) = table.add(path, "t");
+        table.sent(id);
+        assert_eq!(table.answered(id, Ok(()), &mut vec![]), None);
+        id
+    }
+
+    fn poll(table: &mut WatchTable, id: WatchId) -> Poll<Result<Change, Cause>> {
+        table.poll(id, Waker::noop()).0
+    }
+
+    fn taken(delivery: Delivery) -> bool {
+        matches!(delivery, Delivery::Taken(_))
+    }
+
+    const BROKEN: Cause = Cause::RingBroken(RingFault::HungUp { error: 3 });
+
+    #[test]
+    fn changes_are_kept_once_per_path_and_in_order() {
+        let mut table = WatchTable::default();
+        let id = live(&mut table, "a");
+        for path in ["a/1", "a/2", "a/1", "a/2"] {
+            assert!(taken(table.event(path.as_bytes(), b"t#0")));
+        }
+        assert_eq!(poll(&mut table, id), Poll::Ready(Ok(Change::Path("a/1".into()))));
+        assert_eq!(poll(&mut table, id), Poll::Ready(Ok(Change::Path("a/2".into()))));
+        assert_eq!(poll(&mut table, id), Poll::Pending);
+    }
+
+    #[test]
+    fn one_change_too_many_is_everything() {
+        let mut table = WatchTable::default();
+        let id = live(&mut table, "a");
+        for n in 0..=QUEUE_MAX + 5 {
+            assert!(taken(table.event(format!("a/{n}").as_bytes(), b"t#0")));
+        }
+        assert_eq!(poll(&mut table, id), Poll::Ready(Ok(Change::Everything)));
+        assert_eq!(poll(&mut table, id), Poll::Pending);
+        assert!(taken(table.event(b"\xff", b"t#0")));
+        assert_eq!(poll(&mut table, id), Poll::Ready(Ok(Change::Everything)));
+    }
+
+    #[test]
+    fn events_reach_only_their_watch_while_it_is_there() {
+        let mut table = WatchTable::default();
+        let (id, payload) = table.add("a", "t");
+        assert_eq!(payload, b"a\0t#0\0");
+        assert!(!taken(table.event(b"a", b"t#0")), "not asked for yet");
+        table.sent(id);
+        assert!(taken(table.event(b"a", b"t#0")), "before its own reply");
+        assert!(!taken(table.event(b"a", b"t#1")));
+        assert_eq!(table.answered(id, Ok(()), &mut vec![]), None);
+        assert_eq!(table.remove(id).0, Some(b"a\0t#0\0".to_vec()));
+        assert!(!taken(table.event(b"a", b"t#0")));
+        assert!(table.is_empty());
+    }
+
+    #[test]
+    fn a_handle_dropped_while_asking_unwatches_after_the_answer() {
+        let mut table = WatchTable::default();
+        for (outcome, unwatch) in [(Ok(()), true), (Err(Cause::Lost), false)] {
+            let (id, payload) = table.add("a", "t");
+            table.sent(id);
+            assert_eq!(table.remove(id).0, None);
+            assert_eq!(table.answered(id, outcome, &mut vec![]), unwatch.then_some(payload));
+            assert!(table.is_empty());
+        }
+        let (id, _) = table.add("a", "t");
+        assert_eq!(table.remove(id).0, None);
+        assert!(table.is_empty(), "never sent");
+    }
+
+    #[test]
+    fn a_restore_asks_for_each_again_and_fires_each() {
+        let mut table = WatchTable::default();
+        let (first, second) = (live(&mut table, "a"), live(&mut table, "b"));
+        assert!(taken(table.event(b"a", b"t#0")));
+        table.lose_all();
+        assert!(table.is_restoring());
+        assert_eq!(table.next_lost(), Some((first, b"a\0t#0\0".to_vec())));
+        assert_eq!(table.next_lost(), Some((second, b"b\0t#1\0".to_vec())));
+        assert_eq!(table.next_lost(), None);
+        assert_eq!(table.answered(first, Ok(()), &mut vec![]), None);
+        assert!(table.is_restoring());
+        assert_eq!(table.answered(second, Err(Cause::Lost), &mut vec![]), None);
+        assert!(!table.is_restoring());
+        assert_eq!(poll(&mut table, first), Poll::Ready(Ok(Change::Everything)));
+        assert_eq!(poll(&mut table, first), Poll::Pending);
+        assert_eq!(poll(&mut table, second), Poll::Ready(Err(Cause::Lost)));
+        table.lose_all();
+        assert_eq!(table.next_lost().map(|(id, _)| id), Some(first));
+        assert_eq!(table.next_lost().map(|(id, _)| id), Some(second), "a failed one is tried again");
+    }
+
+    #[test]
+    fn a_broken_ring_fails_them_until_a_restore() {
+        let mut table = WatchTable::default();
+        let id = live(&mut table, "a");
+        table.fail_all(BROKEN, &mut vec![]);
+        assert_eq!(poll(&mut table, id), Poll::Ready(Err(BROKEN)));
+        assert_eq!(poll(&mut table, id), Poll::Ready(Err(BROKEN)));
+        table.lose_all();
+        assert_eq!(poll(&mut table, id), Poll::Pending);
+    }
+
+    #[test]
+    fn strings_are_checked_together() {
+        use crate::error::Refusal;
+        assert_eq!(check("a", "label"), Ok(()));
+        assert_eq!(check("a", "la\0bel"), Err(Refusal::Nul));
+        assert_eq!(check("", "label"), Err(Refusal::Empty));
+        assert!(matches!(check("a", &"l".repeat(4096)), Err(Refusal::TooLong { .. })));
+    }
+}
