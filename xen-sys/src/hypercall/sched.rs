@@ -44,19 +44,25 @@ pub fn poll(ports: &[u32], timeout_ns: u64) -> Result<(), Errno> {
     Errno::check(ret).map(drop)
 }
 
-/// Ends or suspends the domain (`SHUTDOWN_*`). Returns only for a suspend ([`suspend`] is the better way), or refused.
-///
-/// `start_info_mfn` goes into rdx, where the toolstack looks for it; 0 unless for a suspend.
-/// # Errors
-/// `EINVAL`: no such reason.
 /// # Safety
-/// With `SHUTDOWN_suspend`, as for [`suspend`]. Any other reason is safe.
-pub unsafe fn shutdown(reason: u32, start_info_mfn: u64) -> Result<u64, Errno> {
+/// For `SHUTDOWN_suspend` those of [`suspend`].
+unsafe fn shutdown_op(reason: u32, start_info_mfn: u64) -> Result<u64, Errno> {
     let mut op = SchedShutdown { reason };
     let address = address_of(&mut op);
     // SAFETY: Xen reads `op`; what a suspend does to memory is the caller's.
     let ret = unsafe { raw::hypercall3(__HYPERVISOR_sched_op, SCHEDOP_shutdown.into(), address, start_info_mfn) };
     Errno::check(ret)
+}
+
+/// Ends the domain for `reason` (`SHUTDOWN_*`), all vcpus at once. Does not return, unless refused.
+/// # Errors
+/// `EINVAL`: no such reason, or `SHUTDOWN_suspend`, for which there is [`suspend`].
+pub fn shutdown(reason: u32) -> Result<(), Errno> {
+    if reason == SHUTDOWN_suspend {
+        return Err(Errno::EINVAL);
+    }
+    // SAFETY: nothing of the domain runs after any other reason.
+    unsafe { shutdown_op(reason, 0) }.map(drop)
 }
 
 /// Where [`suspend`] has come back.
@@ -87,8 +93,9 @@ impl SuspendOutcome {
 /// - No mfn obtained before the call is used after [`SuspendOutcome::Resumed`], and no mapping of a frame that is not
 ///   ours (shared_info, grants) is present during it.
 pub unsafe fn suspend(start_info_mfn: u64) -> Result<SuspendOutcome, Errno> {
+    // The toolstack looks for the mfn in vcpu 0's rdx, whatever Xen makes of a third argument.
     // SAFETY: the caller fulfils the same conditions.
-    let result = unsafe { shutdown(SHUTDOWN_suspend, start_info_mfn) }?;
+    let result = unsafe { shutdown_op(SHUTDOWN_suspend, start_info_mfn) }?;
     Ok(SuspendOutcome::from_result(result))
 }
 
@@ -100,6 +107,12 @@ mod tests {
     fn zero_is_a_new_domain() {
         assert_eq!(SuspendOutcome::from_result(0), SuspendOutcome::Resumed);
         assert_eq!(SuspendOutcome::from_result(1), SuspendOutcome::Continued);
+    }
+
+    #[test]
+    fn a_suspend_does_not_hide_in_a_shutdown() {
+        assert_eq!(shutdown(SHUTDOWN_suspend), Err(Errno::EINVAL));
+        assert_eq!(shutdown(crate::abi::sched::SHUTDOWN_crash), Err(Errno::ENOSYS));
     }
 
     #[test]

@@ -25,7 +25,8 @@ pub struct XenconsInterface {
 
 impl XenconsInterface {
     const_unless_loom! {
-        /// All zero: both rings empty. About 3 KiB.
+        /// All zero: both rings empty. About 3 KiB. Under loom far more: call it on a thread that
+        /// `loom::thread::Builder` gave a larger stack.
         #[expect(clippy::new_without_default, reason = "a page of the daemon's has no default")]
         pub fn new() -> Self {
             Self {

@@ -148,7 +148,8 @@ pub struct XenstoreDomainInterface {
 
 impl XenstoreDomainInterface {
     const_unless_loom! {
-        /// All zero: both rings empty, connected. About 2 KiB.
+        /// All zero: both rings empty, connected. About 2 KiB. Under loom far more: call it on a thread that
+        /// `loom::thread::Builder` gave a larger stack.
         #[expect(clippy::new_without_default, reason = "a page of the daemon's has no default")]
         pub fn new() -> Self {
             Self {
