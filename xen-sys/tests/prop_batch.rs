@@ -52,6 +52,7 @@ fn argument<T>(entry: &MulticallEntry) -> *mut T {
 }
 
 /// Xen's side: understands an entry, and answers it with `result`; a bind that succeeds gets `port`.
+#[expect(non_upper_case_globals, reason = "a constant spelled as Xen spells it, in patterns")]
 fn serve(entry: &mut MulticallEntry, result: i64, port: u32) -> Op {
     entry.result = result.cast_unsigned();
     match (entry.op, entry.args[0]) {

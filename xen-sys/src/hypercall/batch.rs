@@ -108,7 +108,7 @@ impl fmt::Display for BatchFull {
 
 impl core::error::Error for BatchFull {}
 
-/// Up to `N` hypercalls for one trap; about 112 bytes each.
+/// Up to `N` hypercalls for one trap; 96 bytes each.
 #[derive(Debug)]
 pub struct Batch<const N: usize> {
     calls: [Call; N],
@@ -297,6 +297,8 @@ impl<const N: usize> Results<'_, N> {
         (0..self.batch.len).find_map(|index| self.at(index).err().map(|errno| (index, errno)))
     }
 }
+
+const _: () = assert!(size_of::<Batch<1>>() == 96 + size_of::<usize>());
 
 #[cfg(test)]
 mod tests;

@@ -152,7 +152,7 @@ fn decode(op: &EvtchnStatus) -> Status {
 
 /// Asks what one of our ports is. May be stale when it returns.
 /// # Errors
-/// `EINVAL`: the port number is too high.
+/// `EINVAL`: the port number is too high; `EACCES`: Xen itself is at its end.
 pub fn status(port: u32) -> Result<Status, Errno> {
     let u = EvtchnStatusU { interdomain: EvtchnStatusInterdomain::default() };
     let mut op = EvtchnStatus { dom: DOMID_SELF, port, status: 0, vcpu: 0, u };
@@ -190,7 +190,8 @@ pub fn reset() -> Result<(), Errno> {
 
 /// FIFO ABI: gives Xen the control block of `vcpu`; the first call switches the domain over. Returns the link's width.
 /// # Errors
-/// `EINVAL`: the block crosses its page, or the page is not ours; `ENOENT`: no such vcpu; `ENOSYS`: no FIFO ABI.
+/// `EINVAL`: the block crosses its page, `offset` is not a multiple of 8, or the page is not ours; `ENOENT`: no such vcpu;
+/// `ENOMEM`; `ENOSYS`: a Xen without the FIFO ABI.
 /// # Safety
 /// The 72 bytes at `offset` in `mfn` are a zeroed [`EvtchnFifoControlBlock`](crate::abi::event_channel::EvtchnFifoControlBlock),
 /// reached only through shared references, until the domain is reset or ends.

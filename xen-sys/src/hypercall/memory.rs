@@ -69,7 +69,7 @@ pub fn maximum_reservation() -> Result<u64, Errno> {
 
 /// Makes a page of `space` appear at pfn `gpfn`. Translated guests only: for a PV guest it tells that it is one.
 /// # Errors
-/// `EINVAL` or `ENOSYS` for a PV guest, as Xen's version has it.
+/// `EACCES` for a PV guest.
 /// # Safety
 /// What was at `gpfn` is not referenced.
 pub unsafe fn add_to_physmap(space: u32, idx: u64, gpfn: xen_pfn_t) -> Result<(), Errno> {
@@ -90,9 +90,10 @@ fn reservation(extents: *mut xen_pfn_t, nr_extents: usize, order: u32, mem_flags
 }
 
 /// Gets memory for the pfns in `extents`, each 2^`order` pages; they are replaced by mfns, and the m2p is updated.
-/// Returns how many extents were done, from the first on; fewer than asked for when Xen is out of memory.
+/// Returns how many extents were done, from the first on: fewer than asked for when Xen is out of memory or the domain
+/// has its maximum, none if `order` is too large for it.
 /// # Errors
-/// `EPERM`: `order` too large for this domain.
+/// None from a Xen for ourselves; the count is the outcome.
 /// # Safety
 /// The p2m says that these pfns have no frame.
 pub unsafe fn populate_physmap(extents: &mut [xen_pfn_t], order: u32, mem_flags: u32) -> Result<u64, Errno> {
@@ -101,9 +102,10 @@ pub unsafe fn populate_physmap(extents: &mut [xen_pfn_t], order: u32, mem_flags:
     unsafe { memory_op(XENMEM_populate_physmap, &mut op) }
 }
 
-/// Gives the frames with the mfns in `extents` back to Xen. Returns how many extents were done, from the first on.
+/// Gives the frames with the mfns in `extents` back to Xen. Returns how many extents were done, from the first on; it
+/// stops at a frame that is not ours.
 /// # Errors
-/// `EPERM`: `order` too large for this domain.
+/// None from a Xen for ourselves; the count is the outcome.
 /// # Safety
 /// Nothing references or maps these frames.
 pub unsafe fn decrease_reservation(extents: &[xen_pfn_t], order: u32) -> Result<u64, Errno> {

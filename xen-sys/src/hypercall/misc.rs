@@ -22,8 +22,8 @@ pub fn set_timer_op(deadline_ns: u64) -> Result<(), Errno> {
 
 /// Turns an assist (`VMASST_TYPE_*`) on or off (`VMASST_CMD_*`) for the whole domain.
 /// # Errors
-/// `EINVAL`: no such assist for this kind of guest.
-/// Source: xen/common/kernel.c, do_vm_assist.
+/// `EINVAL`: no such assist for this kind of guest; `ENOSYS`: no such command.
+/// Source: xen/common/domain.c, do_vm_assist.
 pub fn vm_assist(cmd: u32, kind: u32) -> Result<(), Errno> {
     // SAFETY: no assist changes what a mapping or an address means; they add emulation, flags or bits in frames.
     Errno::check(unsafe { raw::hypercall2(__HYPERVISOR_vm_assist, cmd.into(), kind.into()) }).map(drop)

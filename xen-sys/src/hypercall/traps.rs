@@ -12,9 +12,10 @@ use crate::abi::xen::{
     __HYPERVISOR_set_trap_table, __HYPERVISOR_stack_switch, xen_pfn_t,
 };
 
-/// Installs this vcpu's exception entries; vectors not listed have none.
+/// Installs this vcpu's exception entries; vectors not listed keep theirs.
 /// # Errors
-/// `EINVAL`: the last entry is not the end mark (`address` 0), nothing is called then; an address not canonical.
+/// `EINVAL`: the last entry is not the end mark (`address` 0), and Xen was not called; or an address is not canonical,
+/// and those before it are installed.
 /// # Safety
 /// Each address is an entry point for that exception's frame.
 pub unsafe fn set_trap_table(traps: &[TrapInfo]) -> Result<(), Errno> {
@@ -27,9 +28,10 @@ pub unsafe fn set_trap_table(traps: &[TrapInfo]) -> Result<(), Errno> {
     Errno::check(ret).map(drop)
 }
 
-/// Sets this vcpu's event, failsafe and syscall entries; neither of the latter two masks upcalls.
+/// Sets this vcpu's event, failsafe and syscall entries; neither of the latter two masks upcalls. An address that is not
+/// canonical is ignored without a word; [`callback_register`] tells.
 /// # Errors
-/// `EINVAL`: an address is not canonical.
+/// None from a Xen.
 /// # Safety
 /// Each address is an entry point for its frame; 0 where the entry never happens.
 pub unsafe fn set_callbacks(event: u64, failsafe: u64, syscall: u64) -> Result<(), Errno> {

@@ -122,7 +122,7 @@ pub fn stop_singleshot_timer(vcpu: u32) -> Result<(), Errno> {
 /// upcall pending and every selector bit set; for ids below 32 the mask is copied from the legacy slot, else it is 1.
 /// # Errors
 /// `ENXIO`: `offset` not a multiple of 8, or the 64 bytes leave the page; `EINVAL`: placed before, the other vcpu is not
-/// down, or the page is not ours or cannot be written; `ENOENT`.
+/// down, or the page is not ours or cannot be written; `ENOENT`: no such vcpu; `ENOMEM`.
 /// # Safety
 /// The 64 bytes are reached only through shared references to a [`VcpuInfo`](crate::abi::xen::VcpuInfo) from now on, and
 /// the page becomes no page table or descriptor table, until the domain ends.
