@@ -1,1 +1,15 @@
-//! The host tool, as a library for the ladders in `tests/`.
+//! The host tool, as a library: `main.rs` is its command line, the ladders in `tests/` use it too.
+//!
+//! Runs on the host only. Three kinds of module: what can be pure is (`logfmt`, `contract`, `elfcheck`,
+//! `xlcfg`, `report`, `counts`, `licences`); places where a guest can run (`host`, `lab`); and what the
+//! user asks for (`commands`, `drive`). Turned down: shell scripts, which cannot be tested.
+
+pub mod cargo;
+pub mod contract;
+pub mod counts;
+pub mod elfcheck;
+pub mod licences;
+pub mod logfmt;
+pub mod symbolise;
+pub mod workspace;
+pub mod xlcfg;
