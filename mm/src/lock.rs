@@ -45,17 +45,11 @@ impl<T> MaskedLock<T> {
     /// panics the lock stays taken.
     pub fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
         let _masked = percpu::mask_upcalls();
-        let mut looks = 0;
-        // ORDERING: Acquire, pairs with the Release below: what the last holder did to the value is seen.
-        while self.locked.swap(true, Ordering::Acquire) {
-            // ORDERING: Relaxed, only a hint to try again; the swap above decides.
-            while self.locked.load(Ordering::Relaxed) {
-                if looks < LOOKS {
-                    looks += 1;
-                    xen_sys::primitive::hint::spin_loop();
-                } else {
-                    give_up_processor();
-                }
+        // ORDERING: Acquire, pairs with the Release below: what the last holder did to the value is seen. Relaxed where the
+        // lock is taken: nothing was learned but that.
+        while self.locked.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            if !self.comes_free() {
+                give_up_processor();
             }
         }
         let result = self.value.with_mut(|value| {
@@ -65,6 +59,15 @@ impl<T> MaskedLock<T> {
         // ORDERING: Release, pairs with the Acquire above.
         self.locked.store(false, Ordering::Release);
         result
+    }
+
+    /// Looks a few times whether the lock comes free.
+    fn comes_free(&self) -> bool {
+        (0..LOOKS).any(|_| {
+            xen_sys::primitive::hint::spin_loop();
+            // ORDERING: Relaxed, a hint to try again; the exchange in `with` decides.
+            !self.locked.load(Ordering::Relaxed)
+        })
     }
 }
 
