@@ -78,7 +78,11 @@ pub struct BadValue<'a> {
 
 impl fmt::Display for BadValue<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "command line: {}={} is not understood, expected {}={}", self.key, self.value, self.key, self.expected)
+        write!(
+            f,
+            "command line: {}={} is not understood, expected {}={}",
+            self.key, self.value, self.key, self.expected
+        )
     }
 }
 
@@ -89,10 +93,11 @@ fn choose<'a, T: Copy>(
     expected: &'static str,
     choices: &[(&str, T)],
 ) -> Result<T, BadValue<'a>> {
-    choices
-        .iter()
-        .find_map(|(word, choice)| (*word == value).then_some(*choice))
-        .ok_or(BadValue { key, value, expected })
+    choices.iter().find_map(|(word, choice)| (*word == value).then_some(*choice)).ok_or(BadValue {
+        key,
+        value,
+        expected,
+    })
 }
 
 /// Names are lower-case letters, digits, `_` and `-`; a list has commas between.

@@ -1,1 +1,70 @@
-fn main() {}
+//! stasis: an SMP Xen PV guest kernel, made to be suspended. This is its only binary; it wires the other crates together.
+//!
+//! Start-up, in the order in which it happens:
+//!
+//! | step | where | needs |
+//! |---|---|---|
+//! | gs base, trap table | [`stasis_main`] | nothing |
+//! | `start_info`, command line | `boot` | |
+//! | direct map, W^X, heap | [`memory`] | `start_info` |
+//! | console | [`console`] | direct map; what was said before comes out now |
+//! | `shared_info`, `vcpu_info`, p2m published | [`cpus::start_boot_cpu`] | heap |
+//! | virqs, IPI, timer of vcpu 0 | [`cpus`] | events |
+//! | other vcpus | [`cpus::start_others`] | all of the above |
+//! | xenstore, workload or test | tasks | online |
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+#[cfg(target_os = "none")]
+extern crate alloc;
+
+#[cfg(target_os = "none")]
+mod check;
+#[cfg(any(test, target_os = "none"))]
+#[cfg_attr(not(target_os = "none"), expect(dead_code, reason = "the image uses all of it, the host tests a part"))]
+mod console;
+#[cfg(target_os = "none")]
+mod control;
+#[cfg(target_os = "none")]
+mod cpus;
+#[cfg(target_os = "none")]
+mod dump;
+#[cfg(target_os = "none")]
+mod events;
+#[cfg(target_os = "none")]
+mod executor;
+#[cfg(target_os = "none")]
+mod heap;
+#[cfg(any(test, target_os = "none"))]
+#[cfg_attr(not(target_os = "none"), expect(dead_code, reason = "the image uses all of it, the host tests a part"))]
+mod logfmt;
+#[cfg(target_os = "none")]
+mod memory;
+#[cfg(target_os = "none")]
+mod panic;
+#[cfg(target_os = "none")]
+mod relax;
+#[cfg(target_os = "none")]
+mod selftest;
+#[cfg(target_os = "none")]
+mod stacks;
+#[cfg(target_os = "none")]
+mod start;
+#[cfg(target_os = "none")]
+mod suspend;
+#[cfg(any(test, target_os = "none"))]
+#[cfg_attr(not(target_os = "none"), expect(dead_code, reason = "the image uses all of it, the host tests a part"))]
+mod time;
+#[cfg(target_os = "none")]
+mod timer;
+#[cfg(target_os = "none")]
+mod traps;
+#[cfg(target_os = "none")]
+mod wait;
+#[cfg(target_os = "none")]
+mod workload;
+
+#[cfg(not(target_os = "none"))]
+fn main() {
+    eprintln!("stasis runs under Xen: cargo xtask image builds it, cargo xtask direct and cargo xtask run boot it");
+    std::process::exit(2);
+}

@@ -9,12 +9,14 @@
 //! - AR2: an area lies within one page, as `VCPUOP_register_vcpu_info` asks (`map_vcpu_info`): size and
 //!   alignment are the same power of two.
 
-use core::mem::{offset_of, size_of};
+#[cfg(target_os = "none")]
+use core::mem::offset_of;
+use core::mem::size_of;
 use core::ptr;
 
 use xen_sys::abi::vcpu::VcpuRunstateInfo;
 use xen_sys::abi::xen::VcpuInfo;
-use xen_sys::primitive::sync::atomic::{AtomicPtr, Ordering};
+use xen_sys::primitive::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use crate::CpuId;
 
@@ -27,30 +29,35 @@ pub struct Area {
     /// This area's own address, so that it can be had by one load through gs. Written once, by [`Area::link`].
     this: AtomicPtr<Area>,
     cpu: u32,
+    /// This CPU stands in a rendezvous, and nothing of Xen's may be relied on: see [`Area::set_parked`].
+    parked: AtomicBool,
     /// Written by Xen, read by anybody (statistics and the watchdog). Suspend: *cleared*, registered again.
     pub runstate: VcpuRunstateInfo,
 }
 
 const _: () = assert!(size_of::<Area>() == 256 && align_of::<Area>() == 256, "AR2");
 
+/// Where the gs-relative instructions find what they want.
+#[cfg(target_os = "none")]
 impl Area {
     /// Offset of the area's own address from the gs base.
     pub(crate) const THIS: usize = offset_of!(Area, this);
     /// Offset of the CPU's number from the gs base.
     pub(crate) const CPU: usize = offset_of!(Area, cpu);
     /// Offset of the upcall mask from the gs base.
-    pub(crate) const UPCALL_MASK: usize =
-        offset_of!(Area, vcpu_info) + offset_of!(VcpuInfo, evtchn_upcall_mask);
+    pub(crate) const UPCALL_MASK: usize = offset_of!(Area, vcpu_info) + offset_of!(VcpuInfo, evtchn_upcall_mask);
     /// Offset of the upcall's pending flag from the gs base.
-    pub(crate) const UPCALL_PENDING: usize =
-        offset_of!(Area, vcpu_info) + offset_of!(VcpuInfo, evtchn_upcall_pending);
+    pub(crate) const UPCALL_PENDING: usize = offset_of!(Area, vcpu_info) + offset_of!(VcpuInfo, evtchn_upcall_pending);
+}
 
+impl Area {
     /// The area of `cpu`, to be put where it will stay and then [linked](Area::link).
     pub const fn new(cpu: CpuId) -> Area {
         Area {
             vcpu_info: VcpuInfo::new(),
             this: AtomicPtr::new(ptr::null_mut()),
             cpu: cpu.vcpu(),
+            parked: AtomicBool::new(false),
             runstate: VcpuRunstateInfo::new(),
         }
     }
@@ -64,6 +71,19 @@ impl Area {
         // ORDERING: Relaxed, read only by the vcpu that starts with this gs base, which is started later.
         self.this.store(this, Ordering::Relaxed);
         this.addr() as u64
+    }
+
+    /// Says whether this CPU stands parked in a rendezvous. While it does, a suspend may at any instruction take its
+    /// `vcpu_info` away and hand it an upcall that belongs to nobody; the upcall's entry looks here first.
+    pub fn set_parked(&self, parked: bool) {
+        // ORDERING: Relaxed, read by upcalls on this CPU only, which see its stores in program order.
+        self.parked.store(parked, Ordering::Relaxed);
+    }
+
+    /// Whether this CPU stands parked in a rendezvous.
+    pub fn is_parked(&self) -> bool {
+        // ORDERING: Relaxed, written by this CPU only.
+        self.parked.load(Ordering::Relaxed)
     }
 
     /// The CPU whose area this is.
@@ -85,5 +105,8 @@ mod tests {
         assert_eq!(AREA.link(), ptr::from_ref(&AREA).addr() as u64);
         assert_eq!(AREA.vcpu_info.evtchn_upcall_mask.load(Ordering::Relaxed), 1);
         assert_eq!(AREA.cpu(), CpuId::BOOT);
+        assert!(!AREA.is_parked());
+        AREA.set_parked(true);
+        assert!(AREA.is_parked());
     }
 }

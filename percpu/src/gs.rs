@@ -62,6 +62,12 @@ pub fn mask_upcalls() -> MaskGuard {
     unsafe { MaskGuard::new(before != 0) }
 }
 
+/// Unmasks upcalls for the first time in a vcpu's life: it starts with them masked, and no guard would know to unmask them.
+/// Context: task level, no guard held.
+pub fn start_upcalls() {
+    unmask_upcalls();
+}
+
 /// Unmasks upcalls on this CPU and takes at once what came meanwhile.
 #[inline]
 pub(crate) fn unmask_upcalls() {

@@ -32,6 +32,8 @@ pub mod hosted;
 
 #[cfg(target_os = "none")]
 use gs as backend;
+#[cfg(target_os = "none")]
+pub use gs::start_upcalls;
 #[cfg(not(target_os = "none"))]
 use hosted as backend;
 

@@ -1,0 +1,125 @@
+//! The PV console's ring page (`xen/include/public/io/console.h`): bytes out to the daemon, bytes in from it.
+//!
+//! The page is the daemon's as much as ours. Indices run freely, are read once and checked; the daemon's are believed only
+//! as far as they are possible, so the worst that it can do is to lose its own output. Nothing is cached between calls:
+//! across save and restore the indices in the page simply go on.
+
+use xen_sys::abi::io::console::XenconsInterface;
+use xen_sys::primitive::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+
+/// Our end of the ring.
+#[derive(Clone, Copy)]
+pub(super) struct Ring {
+    page: &'static XenconsInterface,
+}
+
+impl Ring {
+    pub(super) fn new(page: &'static XenconsInterface) -> Ring {
+        Ring { page }
+    }
+
+    /// Copies as much of `bytes` as there is room for; says how much that was. The daemon is to be told if it is not 0.
+    pub(super) fn write(&self, bytes: &[u8]) -> usize {
+        let ring = &self.page.out;
+        // ORDERING: Relaxed, only we write `out_prod`.
+        let produced = self.page.out_prod.load(Ordering::Relaxed);
+        // ORDERING: Acquire, pairs with the daemon's barrier before it moved `out_cons`: it has read the bytes that we overwrite.
+        let used = produced.wrapping_sub(self.page.out_cons.load(Ordering::Acquire)) as usize;
+        let count = ring.len().saturating_sub(used).min(bytes.len());
+        for (place, byte) in places(ring, produced).zip(&bytes[..count]) {
+            // ORDERING: Relaxed, published by the index below.
+            place.store(*byte, Ordering::Relaxed);
+        }
+        publish(&self.page.out_prod, produced, count);
+        count
+    }
+
+    /// Whether the daemon has taken all that was written.
+    pub(super) fn is_drained(&self) -> bool {
+        // ORDERING: Relaxed both, nothing is read because of it.
+        self.page.out_cons.load(Ordering::Relaxed) == self.page.out_prod.load(Ordering::Relaxed)
+    }
+
+    /// Takes what has been typed, as far as `buffer` goes; says how many bytes. The daemon is to be told if it is not 0.
+    pub(super) fn read(&self, buffer: &mut [u8]) -> usize {
+        let ring = &self.page.r#in;
+        // ORDERING: Relaxed, only we write `in_cons`.
+        let consumed = self.page.in_cons.load(Ordering::Relaxed);
+        // ORDERING: Acquire, pairs with the daemon's barrier before it moved `in_prod`: the bytes are there.
+        let available = self.page.in_prod.load(Ordering::Acquire).wrapping_sub(consumed) as usize;
+        let count = available.min(ring.len()).min(buffer.len());
+        for (byte, place) in buffer[..count].iter_mut().zip(places(ring, consumed)) {
+            // ORDERING: Relaxed, made visible by the load of `in_prod`.
+            *byte = place.load(Ordering::Relaxed);
+        }
+        publish(&self.page.in_cons, consumed, count);
+        count
+    }
+
+    /// Writes our own indices once more, so that log-dirty sees the page: what the daemon writes through its own mapping
+    /// is not logged.
+    pub(super) fn dirty(&self) {
+        for index in [&self.page.out_prod, &self.page.in_cons] {
+            // ORDERING: Relaxed, the value does not change.
+            index.store(index.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+}
+
+/// The places of a ring from free-running index `from` on.
+fn places(ring: &[AtomicU8], from: u32) -> impl Iterator<Item = &AtomicU8> {
+    ring.iter().cycle().skip(from as usize % ring.len())
+}
+
+fn publish(index: &AtomicU32, from: u32, count: usize) {
+    // ORDERING: Release, pairs with the daemon's barrier after it read the index: the bytes were written, or read, before.
+    index.store(from.wrapping_add(u32::try_from(count).unwrap_or(0)), Ordering::Release);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ring() -> (Ring, &'static XenconsInterface) {
+        let page: &'static XenconsInterface = Box::leak(Box::new(XenconsInterface::new()));
+        // Near the wrap of the index, as after 4 GiB of output.
+        page.out_prod.store(u32::MAX - 5, Ordering::Relaxed);
+        page.out_cons.store(u32::MAX - 5, Ordering::Relaxed);
+        (Ring::new(page), page)
+    }
+
+    #[test]
+    fn fills_up_and_goes_on() {
+        let (ring, page) = ring();
+        assert_eq!(ring.write(&[1; 3000]), 2048);
+        assert_eq!(ring.write(b"x"), 0);
+        assert!(!ring.is_drained());
+        page.out_cons.store(page.out_cons.load(Ordering::Relaxed).wrapping_add(10), Ordering::Relaxed);
+        assert_eq!(ring.write(&[2; 3000]), 10);
+        let newest = page.out_prod.load(Ordering::Relaxed).wrapping_sub(1) as usize % 2048;
+        assert_eq!(page.out[newest].load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn an_impossible_consumer_only_stops_output() {
+        let (ring, page) = ring();
+        page.out_cons.store(17, Ordering::Relaxed);
+        page.out_prod.store(0, Ordering::Relaxed);
+        assert_eq!(ring.write(b"lost to nobody"), 0);
+    }
+
+    #[test]
+    fn reads_what_was_typed() {
+        let (ring, page) = ring();
+        page.r#in[1023].store(b'a', Ordering::Relaxed);
+        page.r#in[0].store(b'b', Ordering::Relaxed);
+        page.in_cons.store(1023, Ordering::Relaxed);
+        page.in_prod.store(1025, Ordering::Relaxed);
+        let mut buffer = [0; 16];
+        assert_eq!(ring.read(&mut buffer), 2);
+        assert_eq!(&buffer[..2], b"ab");
+        assert_eq!(ring.read(&mut buffer), 0);
+        page.in_prod.store(77_777, Ordering::Relaxed);
+        assert_eq!(ring.read(&mut buffer), 16, "bounded by the buffer, whatever the daemon claims");
+    }
+}

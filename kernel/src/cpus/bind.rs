@@ -1,0 +1,193 @@
+//! What a vcpu does for itself, at bring-up and again after every restore, in one hypercall: place its `vcpu_info`, register its
+//! runstate area, stop the 100 Hz tick, bind its virqs and its IPI, and fire its timer.
+//!
+//! | call of the batch | at boot | after a restore | restores |
+//! |---|---|---|---|
+//! | register `vcpu_info` | vcpu 0 only; others were placed while down | every vcpu but 0, which needs its clock earlier | upcall flags, clock |
+//! | refresh the clock | every vcpu | every vcpu | the clock: a record that has just been placed may be empty, and Xen fills it when it next schedules the vcpu, or when the secondary time area is set, here to none |
+//! | register the runstate area | every vcpu | every vcpu | statistics |
+//! | stop the periodic timer | every vcpu | every vcpu | quiet |
+//! | bind virqs and IPI | every vcpu | every vcpu | its ports |
+//! | fire the timer | every vcpu | every vcpu | proof that it works; the executor then arms what it wants |
+//!
+//! Turned down: binding for all from vcpu 0 (a loop in which all others wait); a secondary time area (it repeats what
+//! `vcpu_info` holds); waiting for a refreshed clock (up to a second).
+
+use core::fmt;
+use core::ptr;
+
+use evtchn::BindError;
+use percpu::{Area, CpuId, Masked};
+use smp::Kind;
+use xen_sys::Errno;
+use xen_sys::hypercall::misc::set_timer_op;
+use xen_sys::hypercall::{Batch, CallToken, Results};
+
+use super::{get, mail};
+use crate::{events, memory, time, timer, wait};
+
+/// `vcpu_info`, clock, runstate, tick, timer, two virqs and an IPI.
+const CALLS: usize = 8;
+
+/// A deadline that is past: 1 ns after the host booted. 0 would mean "no timer".
+const AT_ONCE: u64 = 1;
+
+/// Whether `vcpu_info` still has to be placed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Placed {
+    Yes,
+    No,
+}
+
+/// What a vcpu could not do for itself.
+#[derive(Debug)]
+pub(crate) enum CpuError {
+    /// The batch as a whole, or one of its calls.
+    Call { what: &'static str, errno: Errno },
+    /// Its ports.
+    Bind(BindError),
+}
+
+impl fmt::Display for CpuError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CpuError::Call { what, errno } => write!(f, "{what}: {errno}"),
+            CpuError::Bind(error) => error.fmt(f),
+        }
+    }
+}
+
+/// Does all of the table above for this CPU. Costs one hypercall. Context: upcalls masked; takes no lock, allocates nothing.
+///
+/// # Errors
+/// The first call that Xen refused; the others have been done.
+pub(crate) fn bind_this_cpu(masked: &Masked, placed: Placed) -> Result<(), CpuError> {
+    let area = percpu::area();
+    let vcpu = percpu::current().vcpu();
+    let room = "the batch has room for all";
+    let mut batch = Batch::<CALLS>::new();
+    let placing = if placed == Placed::No { push_placing(&mut batch) } else { [None, None] };
+    let runstate = (&raw const area.runstate).cast_mut();
+    // SAFETY: the area is in the image or the direct map, which every root has, and never freed (AR1).
+    let runstate = unsafe { batch.register_runstate(vcpu, runstate) }.expect(room);
+    let tick = batch.stop_periodic_timer(vcpu).expect(room);
+    let plan = events::get().plan(masked, &mut batch).map_err(CpuError::Bind)?;
+    // Nothing is lost if it fires before the port is unmasked.
+    let fire = batch.set_timer(AT_ONCE).expect(room);
+
+    let results = batch.issue().map_err(|errno| CpuError::Call { what: "multicall", errno })?;
+    let [info, clock] = placing;
+    check(
+        &results,
+        [
+            ("register_vcpu_info", info),
+            ("register_vcpu_time_memory_area", clock),
+            ("register_runstate_memory_area", Some(runstate)),
+            ("stop_periodic_timer", Some(tick)),
+            ("set_timer_op", Some(fire)),
+        ],
+    )?;
+    events::get().record(masked, &area.vcpu_info, plan, &results).map_err(CpuError::Bind)?;
+    timer::forget_armed(masked);
+    Ok(())
+}
+
+/// Places this CPU's `vcpu_info` and fills its clock record: all that vcpu 0 needs to tell the time after a restore. One hypercall.
+///
+/// # Errors
+/// Xen's.
+pub(crate) fn place_vcpu_info(_masked: &Masked) -> Result<(), CpuError> {
+    let mut batch = Batch::<2>::new();
+    let [info, clock] = push_placing(&mut batch);
+    let results = batch.issue().map_err(|errno| CpuError::Call { what: "multicall", errno })?;
+    check(&results, [("register_vcpu_info", info), ("register_vcpu_time_memory_area", clock)])
+}
+
+fn push_placing<const N: usize>(batch: &mut Batch<N>) -> [Option<CallToken>; 2] {
+    let room = "the batch has room for all";
+    let vcpu = percpu::current().vcpu();
+    let (mfn, offset) = vcpu_info_place(percpu::area());
+    // SAFETY: the area is reached through shared references only and is never freed (AR1).
+    let info = unsafe { batch.register_vcpu_info(vcpu, mfn, offset) }.expect(room);
+    // SAFETY: there is no area.
+    let clock = unsafe { batch.register_time(vcpu, ptr::null_mut()) }.expect(room);
+    [Some(info), Some(clock)]
+}
+
+fn check<const N: usize, const M: usize>(
+    results: &Results<'_, N>,
+    calls: [(&'static str, Option<CallToken>); M],
+) -> Result<(), CpuError> {
+    for (what, token) in calls {
+        if let Some(token) = token {
+            results.get(token).map_err(|errno| CpuError::Call { what, errno })?;
+        }
+    }
+    Ok(())
+}
+
+/// Where an area's `vcpu_info` is for Xen, now: machine frame and offset.
+pub(super) fn vcpu_info_place(area: &Area) -> (u64, u32) {
+    let info = &raw const area.vcpu_info;
+    let offset = u32::try_from(info.addr() % 4096).expect("below the size of a page");
+    (memory::mfn_of(info), offset)
+}
+
+/// Set by the last vcpu to prove its life.
+static COMPLETE: wait::Flag = wait::Flag::new();
+
+/// Waits until every vcpu has taken a timer event and an IPI; says which was the last, and when.
+pub(crate) async fn all_alive() -> (CpuId, u64) {
+    while !get().roll_call.is_complete() {
+        COMPLETE.wait().await;
+    }
+    get().roll_call.slowest()
+}
+
+/// A parked CPU in a new domain: it gets its own things back. Parallel on all vcpus. Context: parked, before its outcome
+/// is dropped.
+pub(super) fn restore_this_cpu(masked: &Masked) {
+    restore(masked, Placed::No);
+}
+
+/// vcpu 0 in a new domain, after it has released the others. Its `vcpu_info` was placed earlier, for the clock.
+pub(crate) fn restore_boot_cpu(masked: &Masked) {
+    restore(masked, Placed::Yes);
+}
+
+/// # Panics
+/// If Xen refuses: this vcpu can neither run nor say so in any better way.
+fn restore(masked: &Masked, placed: Placed) {
+    if let Err(error) = bind_this_cpu(masked, placed) {
+        panic!("resume: vcpu {}: {error}", percpu::current());
+    }
+    prove_life(masked);
+}
+
+/// A CPU in the same domain as before: everything still holds, and it proves it. One hypercall, and its IPI of the roll call.
+pub(crate) fn continue_this_cpu(masked: &Masked) {
+    timer::forget_armed(masked);
+    set_timer_op(AT_ONCE).expect("Xen takes any deadline");
+    prove_life(masked);
+}
+
+/// This CPU has its ports: takes part in the roll call, and looks once for what was posted meanwhile.
+pub(crate) fn prove_life(masked: &Masked) {
+    let me = percpu::current();
+    get().roll_call.restored(me, |next: CpuId| mail().post(next, Kind::Alive));
+    mail().serve(masked);
+}
+
+/// VIRQ_TIMER came. Context: upcall.
+pub(super) fn took_timer(_masked: &Masked) {
+    if get().roll_call.took_timer(percpu::current(), time::now_ns) {
+        COMPLETE.set();
+    }
+}
+
+/// An IPI of the roll call came. Context: upcall.
+pub(super) fn took_ipi(_masked: &Masked) {
+    if get().roll_call.took_ipi(percpu::current(), time::now_ns) {
+        COMPLETE.set();
+    }
+}

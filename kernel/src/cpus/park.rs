@@ -1,0 +1,31 @@
+//! The follower's side of a rendezvous: when a CPU parks, and how it comes back.
+
+use percpu::CpuId;
+use smp::Outcome;
+
+use super::{State, bind, get, note};
+use crate::relax::Processor;
+
+/// Whether this CPU is to park.
+pub(crate) fn park_is_asked() -> bool {
+    percpu::current() != CpuId::BOOT && get().rendezvous.is_requested()
+}
+
+/// Parks, if a rendezvous is on, until it is over, and restores this CPU by its outcome. Context: the executor, between tasks.
+pub(crate) fn park_if_asked() {
+    if !park_is_asked() {
+        return;
+    }
+    let masked = percpu::mask_upcalls();
+    note(State::Parked);
+    // From before a suspend can strike until this CPU has its own vcpu_info again.
+    percpu::area().set_parked(true);
+    let parked = get().rendezvous.park(&masked, &Processor, &get().mail);
+    match parked.outcome() {
+        Outcome::Resumed => bind::restore_this_cpu(&masked),
+        Outcome::Continued => bind::continue_this_cpu(&masked),
+        Outcome::Cancelled => {}
+    }
+    percpu::area().set_parked(false);
+    drop(parked);
+}

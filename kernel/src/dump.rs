@@ -1,0 +1,62 @@
+//! What VIRQ_DEBUG shows: the vcpu's state and its ports, a line each.
+
+use percpu::CpuId;
+use xen_sys::primitive::sync::atomic::Ordering;
+
+use crate::{cpus, events, time};
+
+/// Dumps the vcpu that this runs on. Context: any but quiesced.
+pub(crate) fn this_cpu() {
+    let cpu = percpu::current();
+    let info = percpu::vcpu_info();
+    // ORDERING: Relaxed all, to be printed only.
+    crate::say!(
+        "debug",
+        cpu = cpu,
+        state = cpus::state_racy(cpu),
+        now_ns = time::now_ns(),
+        system_ns = time::system_ns(),
+        upcall_pending = info.evtchn_upcall_pending.load(Ordering::Relaxed),
+        upcall_mask = info.evtchn_upcall_mask.load(Ordering::Relaxed),
+        pending_sel = format_args!("{:#x}", info.evtchn_pending_sel.load(Ordering::Relaxed)),
+        incarnation = events::get().incarnation(),
+    );
+    ports(cpu);
+    let counts = events::get().counts_racy(cpu);
+    crate::say!(
+        "debug-counts",
+        cpu = cpu,
+        upcalls = counts.upcalls,
+        spurious = counts.spurious,
+        virqs = counts.virqs,
+        ipis = counts.ipis,
+        devices = counts.devices,
+        unbound = counts.unbound,
+        sent = counts.sent,
+        stale_sends = counts.stale_sends,
+        unbound_sends = counts.unbound_sends,
+        refused_sends = counts.refused_sends,
+    );
+}
+
+fn ports(cpu: CpuId) {
+    for port in events::get().ports_racy(cpu) {
+        let mut line = crate::logfmt::Line::new("debug-port");
+        line.field("cpu", &cpu);
+        line.fields(format_args!("{port}"));
+        crate::console::print(&line);
+    }
+}
+
+/// A line that was typed on the console. Context: task.
+pub(crate) fn command(line: &str) {
+    match line.trim() {
+        "dump" => {
+            for cpu in CpuId::first(cpus::nr()) {
+                cpus::mail().run_on(cpu, &crate::relax::Processor, |_| this_cpu());
+            }
+        }
+        "poweroff" => crate::control::power_off("poweroff"),
+        _ => crate::say!("usage", commands = "dump poweroff", typed = line),
+    }
+}

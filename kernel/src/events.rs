@@ -1,0 +1,43 @@
+//! The kernel's event channels: what runs for which event, and the one [`Events`] of the domain.
+//!
+//! Context of every handler here: upcall, upcalls masked. They note what happened and leave the work to the executor.
+
+use evtchn::{AbiKind, Events, Handlers, Ipi, Virq, Xen};
+use percpu::Masked;
+use spin::Once;
+
+use crate::{cpus, dump, timer};
+
+static EVENTS: Once<Events<Xen>> = Once::new();
+
+/// Makes the tables. Boot, once, before `shared_info` is attached.
+pub(crate) fn init(nr_cpus: usize) {
+    let handlers = Handlers::new().virq(Virq::TIMER, on_timer).virq(Virq::DEBUG, on_debug).ipi(Ipi::Call, on_ipi);
+    EVENTS.call_once(|| Events::new(nr_cpus, AbiKind::TwoLevel, handlers, Xen));
+}
+
+/// The domain's event channels.
+pub(crate) fn get() -> &'static Events<Xen> {
+    EVENTS.get().expect("init() runs at boot, before upcalls are unmasked")
+}
+
+/// Called by the upcall's entry.
+pub(crate) fn upcall() {
+    // SAFETY: Xen masks upcalls as it enters the callback, and they stay so until the way out.
+    let masked = unsafe { Masked::assume() };
+    // A spurious upcall is normal, and counted.
+    let _ = get().demux(&masked, percpu::vcpu_info());
+}
+
+fn on_timer(masked: &Masked) {
+    timer::on_event(masked);
+    cpus::took_timer(masked);
+}
+
+fn on_ipi(masked: &Masked) {
+    cpus::mail().serve(masked);
+}
+
+fn on_debug(_masked: &Masked) {
+    dump::this_cpu();
+}

@@ -1,0 +1,142 @@
+//! Dying, from any context: stop the other vcpus, leave a short reason at a fixed symbol, tell the console, crash the domain.
+//!
+//! The others are stopped by `VCPUOP_down`, which takes no IPI and asks nobody: it works on a vcpu that hangs with its upcalls
+//! masked. Their state stays for `xenctx` where the cfg says `on_crash="preserve"`. Two CPUs that panic at once stop each other
+//! at worst; the domain is then shut down by Xen, as its last vcpu went down, with the reason in the symbol.
+//!
+//! The backtrace is raw return addresses, one a line; `cargo xtask` puts names to them. It is found along the frame
+//! pointers, and only inside the stack that the walk began on.
+
+use core::arch::asm;
+use core::cell::UnsafeCell;
+use core::fmt::{self, Write};
+use core::panic::PanicInfo;
+
+use percpu::CpuId;
+use xen_sys::abi::sched::SHUTDOWN_crash;
+use xen_sys::hypercall::{sched, vcpu};
+use xen_sys::primitive::sync::atomic::{AtomicBool, Ordering};
+
+use crate::logfmt::Line;
+use crate::traps::{self, Frame};
+use crate::{console, cpus, stacks};
+
+/// Frames that a backtrace shows at most.
+const MAX_FRAMES: usize = 32;
+
+/// The reason, for who looks at memory from outside. Text up to the first 0.
+///
+/// - RE1: written only by the CPU that won `DYING`, once.
+#[repr(transparent)]
+pub(crate) struct Reason(UnsafeCell<[u8; 256]>);
+
+// SAFETY: one CPU writes it (RE1) and none reads it.
+unsafe impl Sync for Reason {}
+
+/// Found by its name in the image's symbol table.
+#[unsafe(no_mangle)]
+static stasis_panic_reason: Reason = Reason(UnsafeCell::new([0; 256]));
+
+static DYING: AtomicBool = AtomicBool::new(false);
+
+struct ReasonWriter {
+    written: usize,
+}
+
+impl Write for ReasonWriter {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let room = 255_usize.saturating_sub(self.written);
+        let count = text.len().min(room);
+        // SAFETY: the only writer (RE1), within the array.
+        let to = unsafe { (*stasis_panic_reason.0.get()).get_mut(self.written..self.written + count) };
+        if let Some(to) = to {
+            to.copy_from_slice(&text.as_bytes()[..count]);
+        }
+        self.written += count;
+        Ok(())
+    }
+}
+
+#[panic_handler]
+fn rust_panic(info: &PanicInfo<'_>) -> ! {
+    let rbp: u64;
+    // SAFETY: reads a register.
+    unsafe { asm!("mov {}, rbp", out(reg) rbp, options(nomem, nostack, preserves_flags)) };
+    match info.location() {
+        Some(at) => die(&info.message(), &format_args!("{}:{}", at.file(), at.line()), 0, rbp),
+        None => die(&info.message(), &"unknown", 0, rbp),
+    }
+}
+
+/// An exception that nothing in the kernel expects.
+pub(crate) fn exception(frame: &Frame) -> ! {
+    let name = traps::name(frame.vector);
+    let message = format_args!(
+        "{name}: error_code={:#x} cr2={:#x} {frame}",
+        frame.error_code,
+        percpu::vcpu_info().arch.cr2.load(Ordering::Relaxed) // ORDERING: Relaxed, to be printed only.
+    );
+    die(&message, &format_args!("{:#x}", frame.rip), frame.rip, frame.rbp)
+}
+
+fn die(message: &dyn fmt::Display, at: &dyn fmt::Display, pc: u64, rbp: u64) -> ! {
+    let guard = percpu::mask_upcalls();
+    let cpu = percpu::current();
+    // ORDERING: AcqRel, pairs with itself on other CPUs: one is first, and it alone writes the reason (RE1).
+    if DYING.swap(true, Ordering::AcqRel) {
+        spin_for_ever();
+    }
+    // Writing to the array cannot fail.
+    let _ = write!(ReasonWriter { written: 0 }, "cpu {cpu} at {at}: {message}");
+    for other in CpuId::first(cpus::nr()).filter(|other| *other != cpu) {
+        // A vcpu that was never started is down already.
+        let _ = vcpu::down(other.vcpu());
+    }
+    if console::seize() {
+        let mut line = Line::new("panic");
+        line.field("cpu", &cpu);
+        line.field("msg", message);
+        line.field("at", at);
+        console::print(&line);
+        backtrace(cpu, pc, rbp);
+        say_shutdown("crash");
+        console::drain();
+    }
+    drop(guard);
+    let _ = sched::shutdown(SHUTDOWN_crash);
+    spin_for_ever()
+}
+
+fn backtrace(cpu: CpuId, pc: u64, mut rbp: u64) {
+    let print = |pc: u64| crate::say!("backtrace", cpu = cpu, pc = format_args!("{pc:#x}"));
+    if pc != 0 {
+        print(pc);
+    }
+    let Some(stack) = stacks::containing(rbp) else { return };
+    for _ in 0..MAX_FRAMES {
+        if rbp < stack.start || rbp + 16 > stack.end || !rbp.is_multiple_of(8) {
+            return;
+        }
+        // SAFETY: 16 mapped bytes of a stack, by the check above; aligned.
+        let [next, return_address] = unsafe { (rbp as *const [u64; 2]).read_volatile() };
+        if return_address == 0 {
+            return;
+        }
+        print(return_address);
+        if next <= rbp {
+            return;
+        }
+        rbp = next;
+    }
+}
+
+/// The contract's last word.
+pub(crate) fn say_shutdown(reason: &str) {
+    crate::say!("shutdown", reason = reason);
+}
+
+fn spin_for_ever() -> ! {
+    loop {
+        sched::yield_();
+    }
+}

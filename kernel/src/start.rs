@@ -1,0 +1,123 @@
+//! Start-up: the table at the head of `main.rs`, as code.
+
+use boot::{BootInfo, Cmdline, ConsoleInfo, LogLevel};
+use percpu::{Area, CpuId};
+use spin::Once;
+use xen_sys::abi::arch::SEGBASE_GS_KERNEL;
+use xen_sys::abi::xen::StartInfo;
+use xen_sys::hypercall::{traps as hypercall, version};
+
+use crate::{console, control, cpus, events, executor, memory, selftest, suspend, time, timer, traps, workload};
+
+/// The boot CPU's area. In the image, because it is needed before there is a heap.
+static BOOT_AREA: Area = Area::new(CpuId::BOOT);
+
+/// The copy of `start_info` that lives on.
+static BOOT_INFO: Once<BootInfo> = Once::new();
+static LOG: Once<LogLevel> = Once::new();
+
+/// The least severe notes that are printed.
+pub(crate) fn log_level() -> LogLevel {
+    LOG.get().copied().unwrap_or(LogLevel::Info)
+}
+
+/// Where `boot`'s entry code arrives: vcpu 0, once, on the boot stack, upcalls masked, no gs, no trap table.
+///
+/// # Safety
+/// Called by the entry code only, with what Xen passed.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn stasis_main(start_info: *const StartInfo, builder_stack_top: u64) -> ! {
+    let entered_tsc = time::tsc();
+    // SAFETY: the area is linked and stays (GS1).
+    unsafe { hypercall::set_segment_base(SEGBASE_GS_KERNEL, BOOT_AREA.link()) }.expect("a canonical base for gs");
+    traps::register();
+
+    // SAFETY: Xen passes a page that it has filled, and nobody writes to it before the first suspend.
+    let info = BootInfo::read(unsafe { &*start_info }, mm::layout::P2M_BASE);
+    let info = BOOT_INFO.call_once(|| info.unwrap_or_else(|error| panic!("{error}")));
+    if info.console == ConsoleInfo::Hypervisor {
+        console::connect_hypervisor();
+    }
+    let start_info_pfn = (start_info.addr() as u64 - mm::layout::IMAGE_BASE) / mm::layout::PAGE_SIZE;
+    // SAFETY: first thing on the boot stack, once.
+    if let Err(error) = unsafe { memory::init(info, builder_stack_top) } {
+        panic!("memory: {error}");
+    }
+    connect_console(info);
+
+    let cmdline = Cmdline::parse(info.cmdline()).unwrap_or_else(|error| panic!("{error}"));
+    LOG.call_once(|| cmdline.log);
+    if cmdline.abi == boot::Abi::Fifo {
+        panic!("evtchn=fifo: this version has the 2-level ABI only; say evtchn=2l, or leave it out");
+    }
+    if cmdline.suspend == boot::SuspendVia::Evtchn {
+        panic!("suspend=evtchn: this version takes requests from xenstore only; say suspend=xenstore, or leave it out");
+    }
+    if let Some(names) = cmdline.bench {
+        panic!("bench={names}: this version has no benches");
+    }
+
+    let nr = cpus::count().unwrap_or_else(|error| panic!("{error}"));
+    events::init(nr);
+    executor::init(nr);
+    timer::init(nr);
+    cpus::start_boot_cpu(nr, info.shared_info_maddr, entered_tsc);
+    say_boot(info, nr, &cmdline);
+    suspend::init(start_info_pfn);
+    let page_of = |(mfn, port): (u64, u32), what: &str| {
+        let pfn = memory::pfn_of_mfn(mfn).unwrap_or_else(|| panic!("start_info: the {what} ring is not our memory"));
+        (pfn, port)
+    };
+    let store = info.store.map(|store| page_of(store, "xenstore"));
+    if let ConsoleInfo::Ring { port, .. } = info.console {
+        suspend::connect_devices(port, store.map_or(0, |(_, port)| port));
+    }
+    cpus::start_others();
+
+    let run = async move {
+        cpus::online().await;
+        if let Some((pfn, _)) = store {
+            // SAFETY: the page is ours, the daemon's and nobody else's, and is made of atomics.
+            control::start(unsafe { &*memory::direct(pfn) });
+        }
+        match cmdline.test {
+            Some(name) => selftest::start(name),
+            None => workload::start(cmdline.workload),
+        }
+    };
+    executor::spawn_on(CpuId::BOOT, run).expect("the first task of a CPU");
+    executor::spawn_on(CpuId::BOOT, console::task(crate::dump::command)).expect("the first tasks of a CPU");
+    executor::run()
+}
+
+fn connect_console(info: &BootInfo) {
+    if let ConsoleInfo::Ring { mfn, port } = info.console {
+        let pfn = memory::pfn_of_mfn(mfn).expect("the builder gave us a console ring of our own memory");
+        // SAFETY: the page is ours, the daemon's and nobody else's, and is made of atomics.
+        console::connect_ring(unsafe { &*memory::direct(pfn) }, port);
+    }
+}
+
+fn say_boot(info: &BootInfo, nr: usize, cmdline: &Cmdline<'_>) {
+    let xen = version::xen_version().expect("Xen knows its version");
+    let extra = version::extraversion().unwrap_or_default();
+    let extra = extra.split(|byte| *byte == 0).next().unwrap_or_default();
+    crate::say!(
+        "boot",
+        version = env!("CARGO_PKG_VERSION"),
+        xen = format_args!("{}.{}{}", xen.major, xen.minor, extra.escape_ascii()),
+        vcpus = nr,
+        mem_pages = info.nr_pages,
+        abi = "2l",
+        cmdline = info.cmdline(),
+    );
+    for key in cmdline.unknown_keys() {
+        crate::note!(Warn, "command line: {key}= is not a key that this kernel knows; it is ignored");
+    }
+    if info.cmdline_may_be_cut() {
+        crate::note!(
+            Warn,
+            "command line: it fills all 1023 bytes that Xen passes on; what is missing was cut by the toolstack"
+        );
+    }
+}

@@ -1,0 +1,88 @@
+//! [`Frame`]: what a stub leaves on the stack for Rust, and finds there on the way back.
+//!
+//! ```text
+//!   offset   slot          pushed by
+//!   0..120   r15 … rax     the stub (rbp among them)
+//!   120      vector        the stub; UPCALL for the event callback
+//!   128      error code    Xen, or 0 by the stub; the way out makes it the `flags` of HYPERVISOR_iret
+//!   136      rip           Xen
+//!   144      cs            Xen: bits 0-15 cs, 32-39 the upcall mask before entry
+//!   152      rflags        Xen: IF is what the mask was not
+//!   160      rsp           Xen
+//!   168      ss            Xen
+//! ```
+//!
+//! Xen rounds the stack down to 16 before it pushes (`create_bounce_frame`), so a whole frame keeps calls aligned.
+
+use core::fmt;
+use core::mem::{offset_of, size_of};
+
+/// Interrupted state. 176 bytes.
+#[repr(C)]
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Frame {
+    pub(crate) r15: u64,
+    pub(crate) r14: u64,
+    pub(crate) r13: u64,
+    pub(crate) r12: u64,
+    pub(crate) r11: u64,
+    pub(crate) r10: u64,
+    pub(crate) r9: u64,
+    pub(crate) r8: u64,
+    pub(crate) rdi: u64,
+    pub(crate) rsi: u64,
+    pub(crate) rbp: u64,
+    pub(crate) rbx: u64,
+    pub(crate) rdx: u64,
+    pub(crate) rcx: u64,
+    pub(crate) rax: u64,
+    pub(crate) vector: u64,
+    pub(crate) error_code: u64,
+    pub(crate) rip: u64,
+    pub(crate) cs: u64,
+    pub(crate) rflags: u64,
+    pub(crate) rsp: u64,
+    pub(crate) ss: u64,
+}
+
+const _: () = assert!(size_of::<Frame>() == 176 && size_of::<Frame>().is_multiple_of(16));
+const _: () = assert!(offset_of!(Frame, vector) == 15 * 8 && offset_of!(Frame, error_code) == 16 * 8);
+const _: () = assert!(offset_of!(Frame, rip) == 17 * 8 && offset_of!(Frame, ss) == 21 * 8);
+
+/// `rflags.IF`, which a PV guest finds as the opposite of its upcall mask.
+const IF: u64 = 1 << 9;
+
+impl Frame {
+    /// Makes the way out leave upcalls masked.
+    pub(crate) fn return_masked(&mut self) {
+        self.rflags &= !IF;
+    }
+}
+
+impl fmt::Display for Frame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "rip={:#x} rsp={:#x} rflags={:#x} rax={:#x} rbx={:#x} rcx={:#x} rdx={:#x} rsi={:#x} rdi={:#x} rbp={:#x} \
+             r8={:#x} r9={:#x} r10={:#x} r11={:#x} r12={:#x} r13={:#x} r14={:#x} r15={:#x}",
+            self.rip,
+            self.rsp,
+            self.rflags,
+            self.rax,
+            self.rbx,
+            self.rcx,
+            self.rdx,
+            self.rsi,
+            self.rdi,
+            self.rbp,
+            self.r8,
+            self.r9,
+            self.r10,
+            self.r11,
+            self.r12,
+            self.r13,
+            self.r14,
+            self.r15
+        )
+    }
+}

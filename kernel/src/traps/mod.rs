@@ -1,0 +1,77 @@
+//! Where Xen enters the kernel: the event callback and exceptions.
+//!
+//! Every vcpu registers the same trap table and callbacks, the boot CPU by hypercall ([`register`]), the others as
+//! part of the context that they are started with. Xen keeps both across save and restore.
+//!
+//! No exception is expected in kernel mode: each one ends in a panic that names it, but for `int3`.
+
+mod frame;
+mod stubs;
+
+use xen_sys::abi::callback::{CALLBACKF_mask_events, CALLBACKTYPE_event, CALLBACKTYPE_failsafe};
+use xen_sys::hypercall::traps::{callback_register, set_trap_table};
+
+pub(crate) use frame::Frame;
+pub(crate) use stubs::{failsafe as failsafe_entry, table, upcall as upcall_entry};
+
+use crate::{events, panic};
+
+/// Registers the trap table and the callbacks for this vcpu. Boot CPU, once.
+///
+/// # Panics
+/// If Xen refuses: there is no way to run without.
+pub(crate) fn register() {
+    // SAFETY: each stub is made for its exception's frame.
+    unsafe { set_trap_table(&table()) }.expect("Xen takes canonical handler addresses");
+    for (kind, entry) in [(CALLBACKTYPE_event, upcall_entry()), (CALLBACKTYPE_failsafe, failsafe_entry())] {
+        // SAFETY: each stub is made for its callback's frame.
+        unsafe { callback_register(kind, CALLBACKF_mask_events, entry) }
+            .expect("Xen takes canonical callback addresses");
+    }
+}
+
+/// Called by every stub, upcalls masked, on the interrupted stack.
+extern "C" fn entered(frame: &mut Frame) {
+    match frame.vector {
+        stubs::UPCALL => upcall(frame),
+        3 => crate::say!("breakpoint", cpu = percpu::current(), rip = format_args!("{:#x}", frame.rip)),
+        _ => panic::exception(frame),
+    }
+}
+
+/// An event has come, or Xen thinks so.
+fn upcall(frame: &mut Frame) {
+    if percpu::area().is_parked() {
+        // A suspend may have struck: what Xen takes for this vcpu's vcpu_info can be a legacy slot of before, or from id 32 on
+        // the dummy that all domains share. Neither may be touched from here, and its pending flag cannot be cleared.
+        // Going back masked keeps it from coming again at once; the mask of our own vcpu_info is 1 anyhow.
+        frame.return_masked();
+        return;
+    }
+    events::upcall();
+}
+
+/// The name of exception `vector`, as the processor's manuals have it.
+pub(crate) fn name(vector: u64) -> &'static str {
+    match vector {
+        0 => "#DE divide error",
+        1 => "#DB debug",
+        4 => "#OF overflow",
+        5 => "#BR bound range",
+        6 => "#UD invalid opcode",
+        7 => "#NM device not available",
+        8 => "#DF double fault",
+        10 => "#TS invalid TSS",
+        11 => "#NP segment not present",
+        12 => "#SS stack fault",
+        13 => "#GP general protection",
+        14 => "#PF page fault",
+        16 => "#MF x87",
+        17 => "#AC alignment check",
+        18 => "#MC machine check",
+        19 => "#XM SIMD",
+        20 => "#VE virtualisation",
+        stubs::FAILSAFE => "failsafe callback",
+        _ => "unknown exception",
+    }
+}

@@ -1,0 +1,128 @@
+//! A pattern over more than half of free memory, verified after every resume. Each vcpu fills and verifies a share, so that
+//! page tables, p2m and memory itself are looked at from every vcpu.
+//!
+//! A word's value follows from where it stands and from a seed, so a page that has come back as another page, as zeroes, or
+//! as its own older self of another seed is found. After each verification the share is filled with the next seed.
+
+use alloc::vec::Vec;
+
+use percpu::{CpuId, PerCpu};
+use spin::Once;
+use xen_sys::primitive::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::{cpus, executor, wait};
+
+/// Bytes that are handled between two await points.
+const BLOCK: usize = 32 * 1024;
+const WORDS: usize = BLOCK / size_of::<u64>();
+
+/// One vcpu's part in the verifications.
+struct Share {
+    wanted: wait::Flag,
+    /// The last round that this vcpu has finished. Written by it alone.
+    finished: AtomicUsize,
+}
+
+static SHARES: Once<PerCpu<Share>> = Once::new();
+/// How many verifications have been asked for. Written by vcpu 0.
+static ROUND: AtomicUsize = AtomicUsize::new(0);
+/// The last round that has been reported.
+static REPORTED: AtomicUsize = AtomicUsize::new(0);
+/// Words found wrong, ever.
+static WRONG: AtomicUsize = AtomicUsize::new(0);
+/// Pages under the pattern.
+static PAGES: AtomicUsize = AtomicUsize::new(0);
+
+/// Fills memory and starts the tasks that verify it.
+pub(super) fn start() {
+    SHARES
+        .call_once(|| PerCpu::new(cpus::nr(), |_| Share { wanted: wait::Flag::new(), finished: AtomicUsize::new(0) }));
+    // A little more than half, as what is asked for is at least half.
+    let share = crate::heap::get().stats().free / 16 * 9 / cpus::nr();
+    for cpu in CpuId::first(cpus::nr()) {
+        executor::spawn_on(cpu, guard(cpu, share)).expect("a CPU has room for the workload's few tasks");
+    }
+}
+
+/// Has every vcpu verify its share. A verification that is still under way goes on, and another follows.
+pub(super) fn verify() {
+    let Some(shares) = SHARES.get() else { return };
+    // ORDERING: Relaxed, published by the flags.
+    ROUND.fetch_add(1, Ordering::Relaxed);
+    for (_, share) in shares.iter() {
+        share.wanted.set();
+    }
+}
+
+fn word(cpu: CpuId, block: usize, index: usize, seed: u64) -> u64 {
+    let place = ((cpu.index() as u64) << 48) | ((block as u64) << 16) | index as u64;
+    // SplitMix64's finaliser: every bit of the place and the seed reaches every bit of the word.
+    let mut z = place ^ seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+async fn guard(cpu: CpuId, share: usize) {
+    let mut blocks: Vec<Vec<u64>> = Vec::new();
+    for block in 0..share / BLOCK {
+        let mut words = Vec::new();
+        if blocks.try_reserve(1).is_err() || words.try_reserve_exact(WORDS).is_err() {
+            crate::note!(Warn, "vcpu {cpu}: no memory for block {block} of the pattern");
+            break;
+        }
+        words.extend((0..WORDS).map(|index| word(cpu, block, index, 0)));
+        blocks.push(words);
+        wait::yield_now().await;
+    }
+    // ORDERING: Relaxed, statistic only.
+    PAGES.fetch_add(blocks.len() * BLOCK / 4096, Ordering::Relaxed);
+
+    let share = SHARES.get().expect("start() makes it").on(cpu);
+    for seed in 0_u64.. {
+        share.wanted.wait().await;
+        // ORDERING: Relaxed, published by the flag.
+        let round = ROUND.load(Ordering::Relaxed);
+        let mut wrong = 0;
+        for (block, words) in blocks.iter_mut().enumerate() {
+            for (index, found) in words.iter_mut().enumerate() {
+                let expected = word(cpu, block, index, seed);
+                if *found != expected {
+                    if wrong == 0 {
+                        let address = core::ptr::from_ref(found).addr();
+                        crate::note!(Error, "vcpu {cpu}: {address:#x} holds {found:#x}, not {expected:#x}");
+                    }
+                    wrong += 1;
+                }
+                *found = word(cpu, block, index, seed + 1);
+            }
+            wait::yield_now().await;
+        }
+        if wrong != 0 {
+            crate::note!(Error, "vcpu {cpu}: {wrong} words of memory are not what they were");
+        }
+        // ORDERING: Relaxed, published by the store below.
+        WRONG.fetch_add(wrong, Ordering::Relaxed);
+        // ORDERING: SeqCst, "publish mine, then look at yours": mine here, all others' in `report_if_last`; so at least one
+        //   of two that finish together sees both.
+        share.finished.store(round, Ordering::SeqCst);
+        report_if_last(round);
+    }
+}
+
+/// Tells the result of `round`, once all vcpus have finished it.
+fn report_if_last(round: usize) {
+    let shares = SHARES.get().expect("start() makes it");
+    // ORDERING: SeqCst, see `guard`.
+    if shares.iter().any(|(_, share)| share.finished.load(Ordering::SeqCst) < round) {
+        return;
+    }
+    // ORDERING: AcqRel, pairs with itself: one of those who see the last vcpu finish tells of it.
+    if REPORTED.fetch_max(round, Ordering::AcqRel) >= round {
+        return;
+    }
+    // ORDERING: Relaxed, the numbers were published by the vcpus' `finished`.
+    let wrong = WRONG.load(Ordering::Relaxed);
+    let pages = PAGES.load(Ordering::Relaxed);
+    crate::check::report("memory", wrong == 0, format_args!("round={round} pages={pages} wrong_words={wrong}"));
+}
