@@ -1,0 +1,217 @@
+//! The rendezvous, with the suspend as an adversary.
+//!
+//! `Fragile` stands for what a suspend takes from a vcpu: its vcpu_info, mask, ports, clock page. The leader's work writes
+//! it for every follower, as a restore does, while the followers run. loom's cell panics when two threads reach it
+//! without one knowing of the other, whatever their order was in this run: so a follower that touches it at any point
+//! while stopped is found, and so is an acknowledgement or a release that passes on too little.
+#![cfg(loom)]
+
+mod model;
+
+use std::cell::Cell;
+
+use loom::cell::UnsafeCell;
+use loom::sync::Arc;
+use loom::thread;
+use model::{Bells, NoTime, Step, check, cpu, step};
+use percpu::{CpuId, PerCpu, hosted, mask_upcalls};
+use smp::{Awaited, Clock, Lead, Mail, Missing, Outcome, Patience, Rendezvous};
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum VcpuInfo {
+    Registered,
+    Dummy,
+}
+
+struct Fragile(UnsafeCell<VcpuInfo>);
+
+// SAFETY: loom checks every access.
+unsafe impl Sync for Fragile {}
+// SAFETY: as above.
+unsafe impl Send for Fragile {}
+
+impl Fragile {
+    /// What a running CPU does all the time: masks, reads its clock, takes events.
+    fn touch(&self) {
+        // SAFETY: loom checks it.
+        let now = self.0.with(|info| unsafe { *info });
+        assert_eq!(now, VcpuInfo::Registered, "used before it was registered again");
+    }
+
+    fn replace(&self, with: VcpuInfo) -> VcpuInfo {
+        // SAFETY: loom checks it.
+        self.0.with_mut(|info| unsafe { std::mem::replace(&mut *info, with) })
+    }
+}
+
+struct World {
+    rendezvous: Rendezvous,
+    mail: Mail<Bells>,
+    fragile: PerCpu<Fragile>,
+}
+
+impl World {
+    fn new(nr: usize) -> Arc<World> {
+        let rendezvous = Rendezvous::new(nr, Patience(0));
+        CpuId::first(nr).skip(1).for_each(|cpu| rendezvous.admit(cpu));
+        Arc::new(World {
+            rendezvous,
+            mail: Mail::new(nr, Bells::new(nr)),
+            fragile: PerCpu::new(nr, |_| Fragile(UnsafeCell::new(VcpuInfo::Registered))),
+        })
+    }
+
+    /// One rendezvous of vCPU 0, with a suspend in it that ends as `outcome`.
+    fn lead(&self, clock: &impl Clock, limit_ns: u64, outcome: Outcome) -> Result<(), Missing> {
+        let _on = hosted::enter(CpuId::BOOT);
+        let masked = mask_upcalls();
+        let lead = Lead { mail: &self.mail, relax: &Step, clock, limit_ns };
+        self.rendezvous.run(&masked, &lead, |_, _| {
+            for (_, fragile) in self.fragile.iter() {
+                // All of them stand still: whoever touches its own now is not parked.
+                let to = if outcome == Outcome::Resumed { VcpuInfo::Dummy } else { VcpuInfo::Registered };
+                fragile.replace(to);
+            }
+            self.fragile.on(CpuId::BOOT).replace(VcpuInfo::Registered);
+            (outcome, ())
+        })
+    }
+
+    /// Parks once and restores this CPU.
+    fn park(&self) -> Outcome {
+        let fragile = self.fragile.mine();
+        fragile.touch();
+        let masked = mask_upcalls();
+        let parked = self.rendezvous.park(&masked, &Step, &self.mail);
+        if parked.outcome() == Outcome::Resumed {
+            assert_eq!(fragile.replace(VcpuInfo::Registered), VcpuInfo::Dummy, "released before the work was done");
+        }
+        let outcome = parked.outcome();
+        drop(parked);
+        fragile.touch();
+        outcome
+    }
+
+    /// Sleeps until it is asked to park. A lost wake-up sleeps for ever.
+    fn asleep_until_asked(&self) {
+        loop {
+            self.fragile.mine().touch();
+            self.mail.delivery().sleep();
+            self.mail.serve(&mask_upcalls());
+            if self.rendezvous.is_requested() {
+                return;
+            }
+        }
+    }
+}
+
+/// As a CPU of the model.
+fn on(world: &Arc<World>, n: usize, body: impl FnOnce(&World) + 'static) -> thread::JoinHandle<()> {
+    let world = Arc::clone(world);
+    thread::spawn(move || {
+        let _on = hosted::enter(cpu(n));
+        body(&world);
+    })
+}
+
+fn join(threads: impl IntoIterator<Item = thread::JoinHandle<()>>) {
+    threads.into_iter().for_each(|thread| thread.join().expect("a thread of the model has panicked"));
+}
+
+#[test]
+fn restore_strikes_while_all_are_parked() {
+    check(2, 12, || {
+        let world = World::new(3);
+        let followers = [1, 2].map(|n| {
+            on(&world, n, |world| {
+                world.asleep_until_asked();
+                assert_eq!(world.park(), Outcome::Resumed);
+            })
+        });
+        assert_eq!(world.lead(&NoTime, 1, Outcome::Resumed), Ok(()));
+        join(followers);
+    });
+}
+
+#[test]
+fn two_in_a_row_are_not_mixed_up() {
+    check(3, 12, || {
+        let world = World::new(2);
+        let follower = on(&world, 1, |world| {
+            for outcome in [Outcome::Resumed, Outcome::Continued] {
+                world.asleep_until_asked();
+                assert_eq!(world.park(), outcome);
+            }
+        });
+        assert_eq!(world.lead(&NoTime, 1, Outcome::Resumed), Ok(()));
+        assert_eq!(world.lead(&NoTime, 1, Outcome::Continued), Ok(()));
+        join([follower]);
+    });
+}
+
+/// A clock on which every look takes one nanosecond: a limit is a number of looks.
+#[derive(Default)]
+struct Looks(Cell<u64>);
+
+impl Clock for Looks {
+    fn now_ns(&self) -> u64 {
+        self.0.set(self.0.get() + 1);
+        self.0.get()
+    }
+}
+
+#[test]
+fn late_arrival_meets_the_time_out() {
+    check(2, 10, || {
+        let world = World::new(2);
+        let follower = on(&world, 1, |world| {
+            // Comes at any time, asked or not, until the one that counts has taken place.
+            while world.park() == Outcome::Cancelled {
+                step();
+            }
+        });
+        let first = world.lead(&Looks::default(), 2, Outcome::Resumed);
+        if let Err(missing) = first {
+            assert_eq!(missing.cpus.iter().collect::<Vec<_>>(), [cpu(1)]);
+            assert_ne!(missing.awaited, Awaited::Leaving);
+            assert_eq!(world.lead(&NoTime, 1, Outcome::Continued), Ok(()));
+        }
+        join([follower]);
+    });
+}
+
+#[test]
+fn one_of_two_missing_frees_the_other() {
+    check(3, 12, || {
+        let world = World::new(3);
+        let came = on(&world, 1, |world| {
+            world.asleep_until_asked();
+            assert_eq!(world.park(), Outcome::Cancelled);
+        });
+        // CPU 2 never comes.
+        let Err(missing) = world.lead(&Looks::default(), 3, Outcome::Resumed) else { panic!("2 is missing") };
+        assert!(missing.cpus.contains(cpu(2)));
+        join([came]);
+    });
+}
+
+#[test]
+fn a_caller_is_served_before_it_parks() {
+    check(1, 8, || {
+        let world = World::new(3);
+        let caller = on(&world, 1, |world| {
+            // The other one may be parked already.
+            assert_eq!(world.mail.run_on(cpu(2), &Step, |_| 7), 7);
+            world.asleep_until_asked();
+            assert_eq!(world.park(), Outcome::Continued);
+        });
+        let callee = on(&world, 2, |world| {
+            while !world.rendezvous.is_requested() {
+                step();
+            }
+            assert_eq!(world.park(), Outcome::Continued);
+        });
+        assert_eq!(world.lead(&NoTime, 1, Outcome::Continued), Ok(()));
+        join([caller, callee]);
+    });
+}

@@ -1,0 +1,99 @@
+//! What the models share: CPUs that are threads, bells that are flags, and time that stands still.
+#![allow(dead_code, reason = "each model uses its part")]
+
+use std::cell::Cell;
+
+use loom::sync::atomic::AtomicBool;
+use loom::sync::atomic::Ordering::Relaxed;
+use loom::thread;
+use percpu::{CpuId, Masked, PerCpu};
+use smp::{Clock, Delivery, Kinds, Relax};
+
+/// The CPU with number `n`.
+pub(crate) fn cpu(n: usize) -> CpuId {
+    CpuId::new(n).expect("models are small")
+}
+
+std::thread_local! {
+    /// Steps of waiting that are left in this execution before it is only run to its end.
+    static STEPS: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Lets another thread of the model run; every wait of a model goes through here.
+///
+/// Where two threads wait for a third, loom tries all ways in which the two take turns, and does not see that they
+/// lead nowhere. So after some steps of waiting an execution is no longer a start of others; loom's scheduler is fair, and
+/// brings it to its end.
+pub(crate) fn step() {
+    STEPS.with(|steps| match steps.get().checked_sub(1) {
+        Some(left) => steps.set(left),
+        None => loom::skip_branch(),
+    });
+    thread::yield_now();
+}
+
+/// How the code under test waits.
+pub(crate) struct Step;
+
+impl Relax for Step {
+    fn spin(&self) {
+        step();
+    }
+
+    fn give_up_processor(&self) {
+        step();
+    }
+}
+
+/// Time that stands still: no limit is ever reached.
+pub(crate) struct NoTime;
+
+impl Clock for NoTime {
+    fn now_ns(&self) -> u64 {
+        0
+    }
+}
+
+/// One flag for each CPU in the place of its event. Relaxed, so that a model sees only the orderings of the code under test.
+pub(crate) struct Bells {
+    rung: PerCpu<AtomicBool>,
+}
+
+impl Bells {
+    pub(crate) fn new(nr: usize) -> Bells {
+        Bells { rung: PerCpu::new(nr, |_| AtomicBool::new(false)) }
+    }
+
+    /// Sleeps until the bell of this CPU has been rung since the last time.
+    pub(crate) fn sleep(&self) {
+        while !self.was_rung() {
+            step();
+        }
+    }
+
+    /// Whether the bell has been rung since the last time.
+    pub(crate) fn was_rung(&self) -> bool {
+        self.rung.mine().swap(false, Relaxed)
+    }
+}
+
+impl Delivery for Bells {
+    fn ring(&self, cpu: CpuId) {
+        // A locked operation, as Xen uses: it cannot fall behind the sleeper's swap.
+        self.rung.on(cpu).swap(true, Relaxed);
+    }
+
+    fn handle(&self, _masked: &Masked, _kinds: Kinds) {}
+}
+
+/// Runs `model` in all orders that have at most `preemptions` switches away from a thread that could have gone on, and that
+/// differ in the first `steps` steps of waiting.
+pub(crate) fn check(preemptions: usize, steps: usize, model: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(preemptions);
+    builder.max_branches = 5_000;
+    builder.check(move || {
+        STEPS.with(|left| left.set(steps));
+        model();
+    });
+}
