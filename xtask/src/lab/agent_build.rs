@@ -1,0 +1,67 @@
+//! Compiles the agent for dom0.
+//!
+//! Owns the way from the agent's sources, which are part of this program, to a static executable. Named by a
+//! hash of the sources, so a change is compiled at the next boot. The machine's rustc does it: it is there,
+//! because cargo has just built us.
+//!
+//! Turned down: a second binary of this package. The ladders in `tests/` are other programs that could not
+//! find it, and `cargo run` would ask which one is meant.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::cache::Cache;
+use super::command;
+
+const SOURCES: [(&str, &str); 4] = [
+    ("agent_main.rs", include_str!("agent_main.rs")),
+    ("agent.rs", include_str!("agent.rs")),
+    ("frame.rs", include_str!("frame.rs")),
+    ("tail.rs", include_str!("tail.rs")),
+];
+
+/// The compiled agent.
+pub(super) fn agent(cache: &Cache) -> Result<PathBuf> {
+    let name = format!("agent-{:016x}", SOURCES.iter().fold(HASH_START, |hash, (_, text)| hash_on(hash, text)));
+    let directory = cache.artefact(&name, build)?;
+    Ok(directory.join("agent"))
+}
+
+fn build(directory: &Path) -> Result<()> {
+    for (name, text) in SOURCES {
+        std::fs::write(directory.join(name), text).with_context(|| format!("writing {name}"))?;
+    }
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let mut compile = Command::new(rustc);
+    // Static, because dom0's C library may be older than this machine's. Cargo's flags are for other crates.
+    compile
+        .args(["--edition=2024", "-Copt-level=2", "-Cpanic=abort", "-Cstrip=symbols", "-Ctarget-feature=+crt-static"])
+        .args(["--target=x86_64-unknown-linux-gnu", "-o"])
+        .arg(directory.join("agent"))
+        .arg(directory.join("agent_main.rs"))
+        .env_remove("RUSTFLAGS")
+        // rustup chooses the repository's toolchain by the directory.
+        .current_dir(super::repository());
+    command::output("compiling the lab's agent", &mut compile).map(|_| ())
+}
+
+const HASH_START: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// FNV-1a: enough to tell versions of our own sources apart, and the same in every build of us.
+fn hash_on(hash: u64, text: &str) -> u64 {
+    text.bytes().fold(hash, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_sees_every_byte() {
+        assert_eq!(hash_on(HASH_START, ""), HASH_START);
+        assert_eq!(hash_on(HASH_START, "a"), 0xaf63_dc4c_8601_ec8c);
+        assert_ne!(hash_on(HASH_START, "ab"), hash_on(HASH_START, "ba"));
+    }
+}

@@ -1,0 +1,107 @@
+//! Direct boot: a kernel as Xen's initial domain, without dom0.
+//!
+//! Owns that machine. There is no xenstore and no suspend, but everything else of a PV guest, within two
+//! seconds. Xen's and the guest's output share the serial port and arrive as lines, in order.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::prepare::Prepared;
+use super::qemu::{Accelerator, Machine, Qemu, Wiring};
+use super::save;
+
+/// What to boot directly.
+#[derive(Debug, Clone)]
+pub struct DirectConfig {
+    /// The kernel's ELF file.
+    pub kernel: PathBuf,
+    /// Its command line.
+    pub cmdline: String,
+    /// Its vCPUs.
+    pub vcpus: u32,
+    /// Its memory. The machine has 160 MiB more for Xen.
+    pub memory_mib: u32,
+    /// Processors of the machine that Xen runs on.
+    pub host_cpus: u32,
+    /// More words for Xen's command line.
+    pub xen_args: Vec<String>,
+    /// Directory for `console.log` and `qemu.log`; made if missing.
+    pub logs: PathBuf,
+    /// The longest that it may run.
+    pub limit: Duration,
+}
+
+/// Why a direct boot ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DirectEnd {
+    /// `on_line` asked for it.
+    Stopped,
+    /// The machine ended by itself: the guest shut down or crashed, or Xen panicked.
+    MachineEnded,
+    /// The limit ended first.
+    LimitReached,
+}
+
+/// Boots a kernel as Xen's initial domain and passes each line of serial output to `on_line`, which says
+/// when to stop.
+/// # Errors
+/// When QEMU cannot be started or the logs cannot be written.
+pub fn direct(
+    prepared: &Prepared,
+    config: &DirectConfig,
+    on_line: &mut dyn FnMut(&str) -> ControlFlow<()>,
+) -> Result<DirectEnd> {
+    std::fs::create_dir_all(&config.logs).with_context(|| format!("creating {}", config.logs.display()))?;
+    let mut words = vec![
+        "console=com1".to_owned(),
+        "com1=115200,8n1".to_owned(),
+        format!("dom0_mem={0}M,max:{0}M", config.memory_mib),
+        format!("dom0_max_vcpus={}", config.vcpus),
+        "loglvl=info".to_owned(),
+        "guest_loglvl=all/all".to_owned(),
+    ];
+    words.extend(config.xen_args.iter().cloned());
+    let machine = Machine {
+        accelerator: Accelerator::try_kvm(&prepared.xen),
+        cpus: config.host_cpus,
+        memory_mib: config.memory_mib + 160,
+        xen: prepared.xen.clone(),
+        xen_args: words.join(" "),
+        modules: vec![(config.kernel.clone(), config.cmdline.clone())],
+    };
+    let path = config.logs.join("console.log");
+    let mut log = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+    let (qemu, streams) = Qemu::start(&machine, &Wiring::Serial)?;
+    save(streams.stderr, &config.logs.join("qemu.log"))?;
+    let (heard, lines) = channel();
+    let stdout = streams.stdout;
+    std::thread::spawn(move || {
+        for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
+            if heard.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    let end = Instant::now() + config.limit;
+    let ended = loop {
+        match lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok(line) => {
+                log.write_all(&line).and_then(|()| log.write_all(b"\n")).context("writing console.log")?;
+                let text = String::from_utf8_lossy(line.strip_suffix(b"\r").unwrap_or(&line)).into_owned();
+                if on_line(&text).is_break() {
+                    break DirectEnd::Stopped;
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => break DirectEnd::LimitReached,
+            Err(RecvTimeoutError::Disconnected) => break DirectEnd::MachineEnded,
+        }
+    };
+    drop(qemu);
+    Ok(ended)
+}

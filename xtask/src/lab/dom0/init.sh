@@ -1,0 +1,33 @@
+#!/bin/busybox sh
+# Process 1 of the lab's dom0: mounts, modules, the agent. All else is started by xtask through the agent,
+# so that what fails is reported with its output.
+/bin/busybox --install -s /bin
+export PATH=/bin:/usr/bin:/usr/lib/xen-4.17/bin HOME=/root
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+# xenconsoled gives each guest's console a pty.
+mkdir -p /dev/pts
+mount -t devpts devpts /dev/pts
+# Saved domains and files from xtask: as large as dom0's memory allows.
+mount -t tmpfs -o size=95% tmpfs /var/lib/xen
+while read -r module; do
+    insmod "/lab/modules/$module.ko" || echo "lab: cannot load the module $module"
+done < /lab/modules/order
+mount -t xenfs xenfs /proc/xen
+ip link set lo up
+cd /root
+tries=0
+while [ ! -e "$1" ] && [ $tries -lt 100 ]; do
+    usleep 50000
+    tries=$((tries + 1))
+done
+echo "lab: starting the agent"
+/lab/agent "$@" < /dev/null &
+agent=$!
+while kill -0 $agent 2> /dev/null; do
+    # Waiting reaps whatever daemons leave to us; the agent is never far behind a second.
+    sleep 1
+done
+echo "lab: the agent has ended"
+poweroff -f

@@ -1,0 +1,263 @@
+//! The lab: real Xen with a Debian dom0 and the real `xl`, in QEMU, on any Debian machine.
+//!
+//! Owns the boot of that machine and, as a [`Host`], the way to its dom0. Below: `prepare` fills the cache
+//! from Debian's packages (`apt`, `cache`, `dom0`, `xen`, `agent_build`), `qemu` runs the machine, `link` and
+//! `agent` are the two ends of the line to dom0, and `direct` starts a kernel without any dom0. All of it runs
+//! on the host, blocking, with a limit on everything. No hardware virtualisation is needed.
+//!
+//! Turned down: a full Debian in a disk image with ssh, which takes ten times as long to make and to boot,
+//! and a dom0 driven through its console, where answers drown in messages.
+
+/// Runs in dom0, compiled by `agent_build`; here only its tests are.
+#[cfg(test)]
+mod agent;
+mod agent_build;
+mod apt;
+mod cache;
+mod command;
+mod cpio;
+mod direct;
+mod dom0;
+mod elf;
+mod frame;
+mod link;
+mod peer;
+mod prepare;
+mod qemu;
+mod size;
+mod tail;
+mod terminal;
+mod xen;
+
+pub use direct::{DirectConfig, DirectEnd, direct};
+pub use peer::{Peer, peer};
+pub use prepare::{Prepared, prepare};
+pub use size::{Memory, memory_for};
+
+pub(crate) use link::Splitter;
+pub(crate) use tail::Follower;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::host::{ConsoleLine, Exit, Host, Progress};
+use link::Link;
+use qemu::{Accelerator, Machine, Qemu, Wiring};
+
+/// From QEMU's start to the agent's greeting. A quiet machine needs 10 s.
+const BOOT_LIMIT: Duration = Duration::from_secs(240);
+
+/// From the greeting to a working `xl list`.
+const UP_LIMIT: Duration = Duration::from_secs(90);
+
+/// What kind of lab to boot.
+#[derive(Debug, Clone)]
+pub struct LabConfig {
+    /// Processors of the machine that Xen runs on, 1 to 255. dom0 has as many, but at most 4.
+    pub host_cpus: u32,
+    /// The machine's and dom0's memory; see [`memory_for`].
+    pub memory: Memory,
+    /// Whether Xen is the one rebuilt with shadow paging, which `xl migrate` of PV guests needs.
+    pub shadow_xen: bool,
+    /// More words for Xen's command line, such as `sched=credit`.
+    pub xen_args: Vec<String>,
+    /// Directory for `console.log` (Xen and dom0's kernel) and `qemu.log`; made if missing.
+    pub logs: PathBuf,
+}
+
+/// A booted lab. Dropping it ends QEMU at once; guests in it are lost.
+pub struct Lab {
+    qemu: Qemu,
+    link: Link,
+    logs: PathBuf,
+    description: String,
+}
+
+impl Lab {
+    /// Prepares what is needed, boots Xen and dom0, and returns when `xl list` works there.
+    /// # Errors
+    /// When something cannot be prepared, or the boot fails or takes too long; with the end of the logs.
+    pub fn boot(config: &LabConfig, progress: &dyn Progress) -> Result<Self> {
+        let prepared = prepare(progress, config.shadow_xen)?;
+        std::fs::create_dir_all(&config.logs).with_context(|| format!("creating {}", config.logs.display()))?;
+        // QEMU is given full paths: where it runs is nobody's business.
+        let logs = config.logs.canonicalize().with_context(|| format!("resolving {}", config.logs.display()))?;
+
+        progress.stage("booting Xen and dom0");
+        let overlay = logs.join("overlay.cpio");
+        let agent = std::fs::read(&prepared.agent).context("reading the agent")?;
+        // The kernel takes one initramfs from Xen: base and overlay behind each other.
+        let mut initramfs = std::fs::read(&prepared.base).context("reading dom0's base archive")?;
+        initramfs.extend(dom0::overlay(&agent));
+        std::fs::write(&overlay, initramfs).with_context(|| format!("writing {}", overlay.display()))?;
+
+        let accelerator = Accelerator::try_kvm(&prepared.xen);
+        progress.note(&format!("QEMU with {}", accelerator.name()));
+        let machine = Machine {
+            accelerator,
+            cpus: config.host_cpus,
+            memory_mib: config.memory.machine_mib,
+            xen: prepared.xen.clone(),
+            xen_args: xen_args(config),
+            modules: vec![(prepared.kernel.clone(), dom0_args()), (overlay.clone(), String::new())],
+        };
+        let wiring = Wiring::VirtioPort { serial_log: logs.join("console.log") };
+        let (qemu, streams) = Qemu::start(&machine, &wiring)?;
+        save(streams.stderr, &logs.join("qemu.log"))?;
+        let link = Link::new(streams.stdout, streams.stdin);
+        let mut lab = Self { qemu, link, logs, description: String::new() };
+        lab.await_agent().map_err(|error| lab.explain(error))?;
+        std::fs::remove_file(&overlay).with_context(|| format!("removing {}", overlay.display()))?;
+
+        progress.note("starting xenstored and xenconsoled");
+        lab.sh(&format!("/lab/up {}", dom0::CONSOLE_LOGS), UP_LIMIT)?.expect_ok("starting the toolstack in dom0")?;
+        lab.description = lab.described(config, &prepared, accelerator)?;
+        progress.finished();
+        Ok(lab)
+    }
+
+    /// Ends the lab. The same as dropping it, with a name.
+    pub fn shutdown(self) {}
+
+    /// Where the lab's logs are.
+    #[must_use]
+    pub fn logs(&self) -> &Path {
+        &self.logs
+    }
+
+    fn await_agent(&self) -> Result<()> {
+        let end = Instant::now() + BOOT_LIMIT;
+        loop {
+            if let Some(how) = self.qemu.ended() {
+                bail!("QEMU ended ({how}) while Xen and dom0 were booting");
+            }
+            match self.link.hello(Duration::from_millis(200)) {
+                Ok(true) => return Ok(()),
+                Ok(false) if Instant::now() < end => {}
+                Ok(false) => bail!("dom0 has not come up within {} s", BOOT_LIMIT.as_secs()),
+                // The line ends a moment before QEMU's end is seen.
+                Err(_) if Instant::now() < end && self.qemu.ended().is_none() => {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Adds what the logs say to an error, and QEMU's end if that is what happened.
+    fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        let ended = self.qemu.ended().map_or(String::new(), |how| format!("QEMU: {how}\n"));
+        error.context(format!("the lab failed\n{ended}{}", ends_of_logs(&self.logs)))
+    }
+
+    fn described(&mut self, config: &LabConfig, prepared: &Prepared, accelerator: Accelerator) -> Result<String> {
+        let info = self.sh("xl info", UP_LIMIT)?.expect_ok("xl info")?;
+        let value = |key: &str| {
+            let found = info.lines().filter_map(|line| line.split_once(':')).find(|(name, _)| name.trim() == key);
+            found.map_or("?", |(_, value)| value.trim()).to_owned()
+        };
+        Ok(format!(
+            "lab: Xen {} ({}, {}) in QEMU {}, {} CPUs, {} MiB; dom0 Linux {}, {} MiB",
+            value("xen_version"),
+            if config.shadow_xen { "rebuilt with shadow paging" } else { "Debian's" },
+            value("xen_scheduler"),
+            accelerator.name(),
+            config.host_cpus,
+            config.memory.machine_mib,
+            prepared.dom0_release,
+            config.memory.dom0_mib,
+        ))
+    }
+}
+
+impl Host for Lab {
+    fn describe(&self) -> String {
+        self.description.clone()
+    }
+
+    fn sh(&mut self, script: &str, limit: Duration) -> Result<Exit> {
+        self.link.run(script, limit).map_err(|error| self.explain(error))
+    }
+
+    fn put(&mut self, name: &str, bytes: &[u8]) -> Result<String> {
+        if name.is_empty() || name.contains('/') {
+            bail!("{name:?} is no plain file name");
+        }
+        self.link.put(name, bytes).map_err(|error| self.explain(error))?;
+        Ok(format!("{}/{name}", dom0::INBOX))
+    }
+
+    fn follow(&mut self, domain: &str) -> Result<()> {
+        self.link.follow(domain).map_err(|error| self.explain(error))
+    }
+
+    fn lines(&mut self) -> &Receiver<ConsoleLine> {
+        self.link.lines()
+    }
+
+    fn interactive(&mut self, domain: &str) -> Result<()> {
+        let domain = crate::host::quoted(domain);
+        let script = format!("exec xl console {domain}");
+        terminal::joined(|typed| self.link.attach(&script, typed, &mut std::io::stdout().lock()))
+            .map_err(|error| self.explain(error))
+    }
+}
+
+fn xen_args(config: &LabConfig) -> String {
+    let Memory { dom0_mib, .. } = config.memory;
+    let mut words = vec![
+        "console=com1".to_owned(),
+        "com1=115200,8n1".to_owned(),
+        format!("dom0_mem={dom0_mib}M,max:{dom0_mib}M"),
+        format!("dom0_max_vcpus={}", config.host_cpus.min(4)),
+        // What Xen says about a guest is often the only trace of why it died.
+        "loglvl=info".to_owned(),
+        "guest_loglvl=all/all".to_owned(),
+    ];
+    words.extend(config.xen_args.iter().cloned());
+    words.join(" ")
+}
+
+/// Linux passes what follows `--` to `/init`.
+fn dom0_args() -> String {
+    format!("console=hvc0 quiet panic=-1 -- {} {} {}", dom0::LINE, dom0::CONSOLE_LOGS, dom0::INBOX)
+}
+
+/// Copies a stream into a file until it ends, on a thread of its own.
+fn save(mut stream: impl Read + Send + 'static, path: &Path) -> Result<()> {
+    let mut file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
+    std::thread::spawn(move || {
+        // A log that cannot be written (disk full) must not stop the lab.
+        let _ = std::io::copy(&mut stream, &mut file);
+    });
+    Ok(())
+}
+
+/// The end of each log in `directory`, named, for errors.
+fn ends_of_logs(directory: &Path) -> String {
+    let mut shown = String::new();
+    for name in ["console.log", "qemu.log"] {
+        let path = directory.join(name);
+        let Ok(bytes) = std::fs::read(&path) else { continue };
+        if !bytes.is_empty() {
+            let end = command::tail(&String::from_utf8_lossy(&bytes), 12);
+            shown.push_str(&format!("  the end of {}:\n{end}", path.display()));
+        }
+    }
+    shown
+}
+
+/// The repository that this program was built from.
+fn repository() -> PathBuf {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package.parent().unwrap_or(package).to_owned()
+}
+
+#[cfg(test)]
+#[cfg(not(miri))]
+mod tests;

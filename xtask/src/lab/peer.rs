@@ -1,0 +1,60 @@
+//! The peer: Debian's Linux as a PV guest, to compare with and to test the lab by.
+//!
+//! Owns its kernel and its initramfs: busybox and a script that prints a line five times a second. Debian's
+//! cloud kernel, because it is the smaller one; everything a PV guest needs is built into it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use super::apt::Archive;
+use super::cache::{self, Cache};
+use super::cpio;
+use super::dom0;
+use super::prepare::{RECIPE, write};
+use crate::host::Progress;
+use anyhow::Context;
+
+/// The peer's files.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// Linux, as `kernel=` of an xl configuration.
+    pub kernel: PathBuf,
+    /// Its initramfs, as `ramdisk=`.
+    pub initramfs: PathBuf,
+}
+
+/// The peer's files, fetched at first use.
+/// # Errors
+/// When packages cannot be downloaded.
+pub fn peer(progress: &dyn Progress) -> Result<Peer> {
+    progress.stage("preparing the Linux peer");
+    let cache = Cache::open(&cache::directory(), progress)?;
+    let directory = cache.artefact(&format!("peer-r{RECIPE}"), |directory| make(&cache, directory, progress))?;
+    progress.finished();
+    Ok(Peer { kernel: directory.join("vmlinuz"), initramfs: directory.join("initramfs.cpio") })
+}
+
+fn make(cache: &Cache, directory: &Path, progress: &dyn Progress) -> Result<()> {
+    let archive = Archive::open(&cache.path("apt"), progress)?;
+    let packages: Vec<String> = archive
+        .with_libraries(&["busybox-static", "linux-image-cloud-amd64"])?
+        .into_iter()
+        .filter(|name| !name.starts_with("lib"))
+        .collect();
+    let root = directory.join("root");
+    progress.note("downloading Debian's cloud kernel");
+    let versions = archive.unpack(&packages, &root)?;
+    let (kernel, _) = dom0::kernel(&root)?;
+    std::fs::copy(kernel, directory.join("vmlinuz")).context("keeping the peer's kernel")?;
+    let mut initramfs = cpio::Archive::default();
+    initramfs.file("init", 0o755, include_bytes!("peer/init.sh"));
+    initramfs.file("bin/busybox", 0o755, &std::fs::read(root.join("bin/busybox")).context("reading busybox")?);
+    for directory in ["dev", "proc", "sys"] {
+        initramfs.directory(directory);
+    }
+    std::fs::write(directory.join("initramfs.cpio"), initramfs.finish()).context("writing the peer's archive")?;
+    let lines: String = versions.iter().map(|(name, version)| format!("{name} {version}\n")).collect();
+    write(&directory.join("versions"), &lines)?;
+    std::fs::remove_dir_all(&root).context("removing the unpacked packages")
+}

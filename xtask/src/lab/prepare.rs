@@ -1,0 +1,86 @@
+//! Fills the cache with all that the lab is made of.
+//!
+//! Owns the order of work and the names of the artefacts. Nothing is fetched or built when all is there: then
+//! this takes milliseconds and needs no network. [`RECIPE`] is part of the names; raise it when the content
+//! of an artefact changes. `versions` beside each artefact tells which packages it came from.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::apt::{self, Archive};
+use super::cache::{self, Cache};
+use super::{agent_build, dom0, xen};
+use crate::host::Progress;
+
+/// The number of the way in which artefacts are made from packages.
+pub(super) const RECIPE: u32 = 1;
+
+/// Debian packages that running the lab needs.
+const RUN_PACKAGES: [&str; 1] = ["qemu-system-x86"];
+
+/// What the lab is made of, as files.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// The hypervisor, a multiboot image: the rebuilt one where shadow paging was asked for.
+    pub xen: PathBuf,
+    /// dom0's kernel.
+    pub kernel: PathBuf,
+    /// dom0's kernel release, such as `6.1.0-56-amd64`.
+    pub dom0_release: String,
+    /// dom0's base archive, without what is ours.
+    pub base: PathBuf,
+    /// The agent for dom0.
+    pub agent: PathBuf,
+}
+
+/// Installs the packages that the lab needs and fills the cache; with `want_shadow` also the rebuilt Xen.
+/// # Errors
+/// When packages cannot be installed (with the command to run), downloaded or built.
+pub fn prepare(progress: &dyn Progress, want_shadow: bool) -> Result<Prepared> {
+    progress.stage("preparing the lab");
+    apt::require(&RUN_PACKAGES, progress)?;
+    let cache = Cache::open(&cache::directory(), progress)?;
+    let base = cache.artefact(&format!("base-r{RECIPE}"), |directory| make_base(&cache, directory, progress))?;
+    let agent = agent_build::agent(&cache)?;
+    let xen = if want_shadow {
+        let name = format!("xen-shadow-r{RECIPE}");
+        let built = cache.artefact(&name, |directory| {
+            progress.stage("building Xen with shadow paging");
+            apt::require(&xen::BUILD_PACKAGES, progress)?;
+            let archive = Archive::open(&cache.path("apt"), progress)?;
+            let version = xen::build_shadow(&archive, directory, progress)?;
+            write(&directory.join("versions"), &format!("xen (source) {version}\n"))
+        })?;
+        built.join("xen")
+    } else {
+        base.join("xen")
+    };
+    let dom0_release = std::fs::read_to_string(base.join("release")).context("reading dom0's kernel release")?;
+    progress.finished();
+    Ok(Prepared { xen, kernel: base.join("vmlinuz"), dom0_release, base: base.join("base.cpio"), agent })
+}
+
+fn make_base(cache: &Cache, directory: &Path, progress: &dyn Progress) -> Result<()> {
+    progress.note("fetching dom0's packages");
+    let archive = Archive::open(&cache.path("apt"), progress)?;
+    let packages = archive.with_libraries(&dom0::PACKAGES)?;
+    let root = directory.join("root");
+    progress.note(&format!("downloading {} packages, about 100 MB", packages.len()));
+    let versions = archive.unpack(&packages, &root)?;
+    progress.note("making dom0's archive");
+    xen::stock(&root, &directory.join("xen"))?;
+    let (kernel, release) = dom0::kernel(&root)?;
+    std::fs::copy(&kernel, directory.join("vmlinuz")).context("keeping dom0's kernel")?;
+    write(&directory.join("release"), &release)?;
+    let base = dom0::base(&root)?;
+    std::fs::write(directory.join("base.cpio"), base).context("writing dom0's archive")?;
+    let lines: String = versions.iter().map(|(name, version)| format!("{name} {version}\n")).collect();
+    write(&directory.join("versions"), &lines)?;
+    // 400 MiB of files that dom0 does not use.
+    std::fs::remove_dir_all(&root).context("removing the unpacked packages")
+}
+
+pub(super) fn write(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+}

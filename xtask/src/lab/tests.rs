@@ -1,0 +1,134 @@
+//! The lab itself, with Linux as the guest. These boot Xen and take minutes, so they run when asked for:
+//! `cargo test -p xtask --lib lab::tests -- --ignored --nocapture --test-threads 1`.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::*;
+
+/// Prints each step with its time.
+struct Loud(Instant);
+
+impl Progress for Loud {
+    fn stage(&self, name: &str) {
+        eprintln!("{:6.1} s  {name}", self.0.elapsed().as_secs_f32());
+    }
+    fn note(&self, text: &str) {
+        eprintln!("{:6.1} s    {text}", self.0.elapsed().as_secs_f32());
+    }
+    fn finished(&self) {
+        eprintln!("{:6.1} s  done", self.0.elapsed().as_secs_f32());
+    }
+}
+
+const STEP: Duration = Duration::from_secs(120);
+
+struct Linux {
+    lab: Lab,
+    clock: Loud,
+    beat: u32,
+}
+
+impl Linux {
+    fn boot(name: &str, shadow_xen: bool) -> Self {
+        let clock = Loud(Instant::now());
+        let config = LabConfig {
+            host_cpus: 2,
+            memory: memory_for(4, 128, 2),
+            shadow_xen,
+            xen_args: Vec::new(),
+            logs: std::env::temp_dir().join(format!("stasis-lab-{name}")),
+        };
+        let lab = Lab::boot(&config, &clock).expect("the lab boots");
+        clock.note(&lab.describe());
+        Self { lab, clock, beat: 0 }
+    }
+
+    fn create(&mut self) {
+        let peer = peer(&self.clock).expect("the peer is prepared");
+        let kernel = self.lab.put("vmlinuz", &std::fs::read(peer.kernel).expect("cached")).expect("put");
+        let ramdisk = self.lab.put("initramfs", &std::fs::read(peer.initramfs).expect("cached")).expect("put");
+        self.clock.note("files are in dom0");
+        let config = format!(
+            "name=\"linux\"\ntype=\"pv\"\nkernel=\"{kernel}\"\nramdisk=\"{ramdisk}\"\nmemory=128\nvcpus=4\n\
+             extra=\"console=hvc0 quiet\"\non_crash=\"preserve\"\n"
+        );
+        let path = self.lab.put("linux.cfg", config.as_bytes()).expect("put");
+        self.lab.follow("linux").expect("followed");
+        self.ok(&format!("xl create {path}"));
+        self.await_line("up", |text| text == "peer: up cpus=4");
+        self.beats(5);
+    }
+
+    fn ok(&mut self, script: &str) -> String {
+        let output = self.lab.sh(script, STEP).expect("it ends").expect_ok(script).expect("it succeeds");
+        self.clock.note(script);
+        output
+    }
+
+    fn await_line(&mut self, what: &str, wanted: impl Fn(&str) -> bool) {
+        loop {
+            let line = self.lab.lines().recv_timeout(STEP).unwrap_or_else(|_| panic!("waited for {what}"));
+            assert_eq!(line.domain, "linux");
+            if wanted(&line.text) {
+                return;
+            }
+        }
+    }
+
+    /// Takes `count` beats, each the successor of the one before: none lost, none twice.
+    fn beats(&mut self, count: u32) {
+        for _ in 0..count {
+            let expected = format!("peer: beat {}", self.beat);
+            loop {
+                let line = self.lab.lines().recv_timeout(STEP).expect("the guest beats");
+                if line.text.starts_with("peer: beat") {
+                    assert_eq!(line.text, expected);
+                    break;
+                }
+            }
+            self.beat += 1;
+        }
+    }
+}
+
+#[test]
+#[ignore = "boots Xen, a minute"]
+fn linux_is_saved_restored_checkpointed_and_migrated() {
+    let mut linux = Linux::boot("shadow", true);
+    assert!(linux.lab.has_log_dirty().expect("xl info works"));
+    linux.create();
+    for _ in 0..2 {
+        linux.ok("xl save linux /var/lib/xen/linux.save && xl restore /var/lib/xen/linux.save");
+        linux.beats(10);
+    }
+    linux.ok("xl save -c linux /var/lib/xen/linux.save");
+    linux.beats(10);
+    for _ in 0..2 {
+        linux.ok("xl migrate -s '' linux 'xl migrate-receive'");
+        linux.beats(10);
+    }
+    // A receiver that dies after the stream has begun: the guest goes on where it was.
+    let failed = linux.lab.sh("xl migrate -s '' linux 'timeout -s KILL 2 xl migrate-receive'", STEP).expect("it ends");
+    linux.clock.note(&format!("failed migrate: {}", failed.output.lines().last().unwrap_or_default()));
+    assert!(!failed.ok());
+    linux.beats(10);
+    let list = linux.ok("xl list");
+    eprintln!("{list}");
+    linux.ok("xl destroy linux");
+    let count: BTreeMap<bool, usize> = linux.ok("xl list").lines().fold(BTreeMap::new(), |mut count, line| {
+        *count.entry(line.starts_with("linux")).or_default() += 1;
+        count
+    });
+    assert_eq!(count.get(&true), None);
+}
+
+#[test]
+#[ignore = "boots Xen, a minute"]
+fn debians_xen_saves_and_restores_but_has_no_log_dirty() {
+    let mut linux = Linux::boot("stock", false);
+    assert!(!linux.lab.has_log_dirty().expect("xl info works"));
+    linux.create();
+    linux.ok("xl save linux /var/lib/xen/linux.save && xl restore /var/lib/xen/linux.save");
+    linux.beats(5);
+}
