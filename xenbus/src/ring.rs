@@ -13,21 +13,112 @@
 
 use crate::error::RingFault;
 use xen_sys::abi::io::xs_wire::{self as abi, XenstoreDomainInterface};
-use xen_sys::primitive::sync::atomic::AtomicU32;
 use xen_sys::primitive::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use xen_sys::primitive::sync::atomic::{AtomicU8, AtomicU32};
 
 /// The bytes of each ring.
 pub const RING_LEN: u32 = abi::XENSTORE_RING_SIZE;
 
-/// The shared page, seen from the guest.
+/// Indices that claim more bytes than the ring has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadIndices {
+    /// The consumer's, as read.
+    pub cons: u32,
+    /// The producer's, as read.
+    pub prod: u32,
+}
+
+/// One direction: bytes and the two indices into them. Its length is a power of two, so that indices may wrap.
+#[derive(Clone, Copy)]
+pub struct Half<'p> {
+    bytes: &'p [AtomicU8],
+    cons: &'p AtomicU32,
+    prod: &'p AtomicU32,
+}
+
+impl<'p> Half<'p> {
+    /// A view of one direction. The page's have 1024 bytes; models use fewer.
+    /// # Panics
+    /// If the number of bytes is not a power of two.
+    #[must_use]
+    pub fn new(bytes: &'p [AtomicU8], cons: &'p AtomicU32, prod: &'p AtomicU32) -> Self {
+        assert!(bytes.len().is_power_of_two());
+        Self { bytes, cons, prod }
+    }
+
+    /// The slot that a free-running index stands for.
+    fn slot(&self, index: u32) -> &'p AtomicU8 {
+        &self.bytes[index as usize & (self.bytes.len() - 1)]
+    }
+
+    /// How many bytes are between the indices.
+    fn used(&self, cons: u32, prod: u32) -> Result<usize, BadIndices> {
+        let used = prod.wrapping_sub(cons) as usize;
+        if used > self.bytes.len() { Err(BadIndices { cons, prod }) } else { Ok(used) }
+    }
+
+    /// As the producer: puts as many of `from` as there is room for, and returns how many.
+    /// # Errors
+    /// [`BadIndices`], with nothing put.
+    pub fn put(&self, from: &[u8]) -> Result<usize, BadIndices> {
+        // ORDERING: Acquire, pairs with the consumer's Release advance of `cons` after it copied the bytes out (`take`,
+        // or xenstored's barrier): our stores to the slots that it freed come after its loads from them.
+        let cons = self.cons.load(Acquire);
+        // ORDERING: Relaxed, we are its only writer while connected.
+        let prod = self.prod.load(Relaxed);
+        let count = from.len().min(self.bytes.len() - self.used(cons, prod)?);
+        let mut index = prod;
+        for &byte in &from[..count] {
+            // ORDERING: Relaxed, published by the Release store of `prod` below.
+            self.slot(index).store(byte, Relaxed);
+            index = index.wrapping_add(1);
+        }
+        if count > 0 {
+            // ORDERING: Release, pairs with the consumer's Acquire load of `prod` (`take`, or xenstored's read barrier
+            // after its load): it sees the bytes. Weakening it fails in tests/loom_ring.rs.
+            self.prod.store(index, Release);
+        }
+        Ok(count)
+    }
+
+    /// As the consumer: takes as many bytes as `into` holds and there are, and returns how many.
+    /// # Errors
+    /// [`BadIndices`], with nothing taken.
+    pub fn take(&self, into: &mut [u8]) -> Result<usize, BadIndices> {
+        // ORDERING: Acquire, pairs with the producer's Release advance of `prod` after it stored the bytes (`put`, or
+        // xenstored's barrier): we see them. Weakening it fails in tests/loom_ring.rs.
+        let prod = self.prod.load(Acquire);
+        // ORDERING: Relaxed, we are its only writer while connected.
+        let cons = self.cons.load(Relaxed);
+        let count = into.len().min(self.used(cons, prod)?);
+        let mut index = cons;
+        for byte in &mut into[..count] {
+            // ORDERING: Relaxed, ordered after the Acquire load of `prod` above.
+            *byte = self.slot(index).load(Relaxed);
+            index = index.wrapping_add(1);
+        }
+        if count > 0 {
+            // ORDERING: Release, pairs with the producer's Acquire load of `cons` (`put`, or xenstored's barrier): our
+            // loads from the slots come before its stores to them.
+            self.cons.store(index, Release);
+        }
+        Ok(count)
+    }
+
+    /// True if it is empty at this moment.
+    /// # Errors
+    /// [`BadIndices`].
+    pub fn is_empty(&self) -> Result<bool, BadIndices> {
+        // ORDERING: Relaxed, both: no slot is touched on the strength of them.
+        let (cons, prod) = (self.cons.load(Relaxed), self.prod.load(Relaxed));
+        self.used(cons, prod).map(|used| used == 0)
+    }
+}
+
+/// The shared page, seen from the guest: producer of requests, consumer of replies.
 #[derive(Clone, Copy)]
 pub struct Ring<'p> {
     page: &'p XenstoreDomainInterface,
-}
-
-/// The slot that a free-running index stands for.
-const fn slot(index: u32) -> usize {
-    (index % RING_LEN) as usize
 }
 
 impl<'p> Ring<'p> {
@@ -37,77 +128,33 @@ impl<'p> Ring<'p> {
         Self { page }
     }
 
+    fn requests(&self) -> Half<'p> {
+        Half::new(&self.page.req, &self.page.req_cons, &self.page.req_prod)
+    }
+
+    fn replies(&self) -> Half<'p> {
+        Half::new(&self.page.rsp, &self.page.rsp_cons, &self.page.rsp_prod)
+    }
+
     /// Puts as many of `bytes` as there is room for into the request ring, and returns how many.
     /// # Errors
     /// `RequestIndices`, with nothing written.
     pub fn write(&self, bytes: &[u8]) -> Result<usize, RingFault> {
-        // ORDERING: Acquire, pairs with xenstored's advance of `req_cons` after it copied the bytes out: our stores to
-        // the slots it freed come after its loads from them.
-        let cons = self.page.req_cons.load(Acquire);
-        // ORDERING: Relaxed, we are its only writer while connected.
-        let prod = self.page.req_prod.load(Relaxed);
-        let used = prod.wrapping_sub(cons);
-        if used > RING_LEN {
-            return Err(RingFault::RequestIndices { cons, prod });
-        }
-        let count = bytes.len().min((RING_LEN - used) as usize);
-        let mut index = prod;
-        for &byte in &bytes[..count] {
-            // ORDERING: Relaxed, published by the Release store of `req_prod` below.
-            self.page.req[slot(index)].store(byte, Relaxed);
-            index = index.wrapping_add(1);
-        }
-        if count > 0 {
-            // ORDERING: Release, pairs with xenstored's read barrier after it loads `req_prod`: it sees the bytes.
-            self.page.req_prod.store(index, Release);
-        }
-        Ok(count)
+        self.requests().put(bytes).map_err(request_fault)
     }
 
     /// Takes as many bytes out of the reply ring as `into` holds and the ring has, and returns how many.
     /// # Errors
     /// `ReplyIndices`, with nothing taken.
     pub fn read(&self, into: &mut [u8]) -> Result<usize, RingFault> {
-        // ORDERING: Acquire, pairs with xenstored's advance of `rsp_prod` after it stored the bytes: we see them.
-        let prod = self.page.rsp_prod.load(Acquire);
-        // ORDERING: Relaxed, we are its only writer while connected.
-        let cons = self.page.rsp_cons.load(Relaxed);
-        let used = prod.wrapping_sub(cons);
-        if used > RING_LEN {
-            return Err(RingFault::ReplyIndices { cons, prod });
-        }
-        let count = into.len().min(used as usize);
-        let mut index = cons;
-        for byte in &mut into[..count] {
-            // ORDERING: Relaxed, ordered after the Acquire load of `rsp_prod` above.
-            *byte = self.page.rsp[slot(index)].load(Relaxed);
-            index = index.wrapping_add(1);
-        }
-        if count > 0 {
-            // ORDERING: Release, pairs with xenstored's barrier after it loads `rsp_cons`: our loads from the slots
-            // come before its stores to them.
-            self.page.rsp_cons.store(index, Release);
-        }
-        Ok(count)
+        self.replies().take(into).map_err(reply_fault)
     }
 
     /// True if both rings are empty at this moment. Used when quiescing, when nothing new is being asked.
     /// # Errors
     /// Either kind of inconsistent indices.
     pub fn is_empty(&self) -> Result<bool, RingFault> {
-        // ORDERING: Relaxed, all four: no slot is read on the strength of them.
-        let load = |index: &AtomicU32| index.load(Relaxed);
-        let (cons, prod) = (load(&self.page.req_cons), load(&self.page.req_prod));
-        let requests = prod.wrapping_sub(cons);
-        if requests > RING_LEN {
-            return Err(RingFault::RequestIndices { cons, prod });
-        }
-        let (cons, prod) = (load(&self.page.rsp_cons), load(&self.page.rsp_prod));
-        let replies = prod.wrapping_sub(cons);
-        if replies > RING_LEN {
-            return Err(RingFault::ReplyIndices { cons, prod });
-        }
-        Ok(requests == 0 && replies == 0)
+        Ok(self.requests().is_empty().map_err(request_fault)? && self.replies().is_empty().map_err(reply_fault)?)
     }
 
     /// Throws away what is in the reply ring: at a restore it was meant for the domain that we were.
@@ -142,11 +189,23 @@ impl<'p> Ring<'p> {
     }
 }
 
+fn request_fault(BadIndices { cons, prod }: BadIndices) -> RingFault {
+    RingFault::RequestIndices { cons, prod }
+}
+
+fn reply_fault(BadIndices { cons, prod }: BadIndices) -> RingFault {
+    RingFault::ReplyIndices { cons, prod }
+}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use std::vec;
     use std::vec::Vec;
+
+    fn slot(index: u32) -> usize {
+        (index % RING_LEN) as usize
+    }
 
     /// A page whose four indices start at `start`.
     fn page(start: u32) -> XenstoreDomainInterface {

@@ -90,3 +90,77 @@ pub async fn advertise(store: &Store) -> Result<(), StoreError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Cause;
+    use crate::fake::{self, Twist, block_on, settle};
+    use alloc::format;
+
+    #[test]
+    fn words_are_taken_exactly() {
+        assert_eq!(Request::parse(b""), None);
+        assert_eq!(Request::parse(b"poweroff"), Some(Request::Poweroff));
+        assert_eq!(Request::parse(b"halt"), Some(Request::Halt));
+        assert_eq!(Request::parse(b"reboot"), Some(Request::Reboot));
+        assert_eq!(Request::parse(b"suspend"), Some(Request::Suspend));
+        for odd in [&b"Suspend"[..], b"suspend\n", b" ", b"\0", b"crash", b"\xff\xfe"] {
+            assert_eq!(Request::parse(odd), Some(Request::Unknown(Text::new(odd))), "{odd:?}");
+        }
+        assert_eq!(format!("{}", Request::Unknown(Text::new(b"a\n\xff"))), "a\\n\\xff");
+    }
+
+    #[test]
+    fn every_word_is_acknowledged_once() {
+        let (store, mut fake) = fake::pair(0);
+        assert_eq!(block_on(&store, &mut fake, take_request(&store)), Ok(None), "no node");
+        for word in [&b"suspend"[..], b"poweroff", b"garbage", b"\xff", &[b'x'; 2000]] {
+            fake.set(NODE, word);
+            assert_eq!(block_on(&store, &mut fake, take_request(&store)), Ok(Request::parse(word)));
+            assert_eq!(fake.value(NODE), Some(&b""[..]));
+            assert_eq!(block_on(&store, &mut fake, take_request(&store)), Ok(None), "taken already");
+        }
+    }
+
+    #[test]
+    fn a_request_withdrawn_meanwhile_is_none_and_not_written_to() {
+        let (store, mut fake) = fake::pair(0);
+        fake.set(NODE, b"suspend");
+        fake.intruders.push_back((NODE.into(), b"".to_vec()));
+        let commits = fake.commits();
+        assert_eq!(block_on(&store, &mut fake, take_request(&store)), Ok(None));
+        assert_eq!(fake.commits() - commits, 1, "the one that wrote nothing");
+    }
+
+    #[test]
+    fn a_request_that_changes_meanwhile_is_taken_as_it_stands() {
+        let (store, mut fake) = fake::pair(0);
+        fake.set(NODE, b"suspend");
+        fake.intruders.push_back((NODE.into(), b"reboot".to_vec()));
+        assert_eq!(block_on(&store, &mut fake, take_request(&store)), Ok(Some(Request::Reboot)));
+        assert_eq!(fake.value(NODE), Some(&b""[..]));
+    }
+
+    #[test]
+    fn an_error_leaves_the_request_for_the_next_time() {
+        let (store, mut fake) = fake::pair(0);
+        fake.set(NODE, b"suspend");
+        fake.twists.extend([Twist::Honest, Twist::Honest, Twist::Error("EACCES")]);
+        let error = block_on(&store, &mut fake, take_request(&store)).expect_err("the write is refused");
+        assert!(matches!(error.cause, Cause::Xen(Errno::EACCES)));
+        settle(&store, &mut fake);
+        assert_eq!(fake.value(NODE), Some(&b"suspend"[..]));
+        assert_eq!(fake.open_transactions(), 0);
+        assert_eq!(block_on(&store, &mut fake, take_request(&store)), Ok(Some(Request::Suspend)));
+    }
+
+    #[test]
+    fn features_are_said() {
+        let (store, mut fake) = fake::pair(0);
+        assert_eq!(block_on(&store, &mut fake, advertise(&store)), Ok(()));
+        for node in FEATURES {
+            assert_eq!(fake.value(node), Some(&b"1"[..]));
+        }
+    }
+}

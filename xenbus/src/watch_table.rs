@@ -180,7 +180,8 @@ impl WatchTable {
             return Delivery::Stray;
         };
         match str::from_utf8(path) {
-            _ if entry.everything => {}
+            // Said already, or about to be said when the answer comes.
+            _ if entry.everything || entry.state == (State::Asking { again: true }) => return Delivery::Taken(None),
             Ok(path) if entry.changed.iter().any(|known| known == path) => {}
             Ok(path) if entry.changed.len() < QUEUE_MAX => entry.changed.push_back(path.into()),
             // Full, or a path that cannot be shown: the owner looks at all it has.
@@ -200,6 +201,9 @@ impl WatchTable {
         for entry in &mut self.entries {
             if entry.state != State::New {
                 entry.state = State::Lost;
+                // Of the old domain; "everything" follows.
+                entry.changed.clear();
+                entry.everything = false;
             }
         }
     }
@@ -343,6 +347,8 @@ mod tests {
         assert_eq!(table.next_lost(), Some((first, b"a\0t#0\0".to_vec())));
         assert_eq!(table.next_lost(), Some((second, b"b\0t#1\0".to_vec())));
         assert_eq!(table.next_lost(), None);
+        assert!(taken(table.event(b"a", b"t#0")));
+        assert_eq!(poll(&mut table, first), Poll::Pending);
         assert_eq!(table.answered(first, Ok(()), &mut vec![]), None);
         assert!(table.is_restoring());
         assert_eq!(table.answered(second, Err(Cause::Lost), &mut vec![]), None);

@@ -68,7 +68,7 @@ pub struct Fake {
     held: Vec<(bool, Vec<u8>)>,
     /// The most bytes that are moved per step in each direction.
     pub chunk: usize,
-    /// Replies are held back until there are this many or nothing else to do, and then come in reverse order.
+    /// Beyond 1: messages are held back until there are this many or nothing else to do, and then come in reverse order.
     pub reorder: usize,
     /// For the next replies, in order; afterwards it is honest.
     pub twists: VecDeque<Twist>,
@@ -158,7 +158,10 @@ impl Fake {
             self.handle(header, &payload);
         }
         if self.held.len() >= self.reorder || (taken == 0 && self.output.is_empty()) {
-            for (is_reply, bytes) in self.held.drain(..).rev() {
+            if self.reorder > 1 {
+                self.held.reverse();
+            }
+            for (is_reply, bytes) in self.held.drain(..) {
                 self.open -= usize::from(is_reply);
                 self.output.extend(bytes);
             }
