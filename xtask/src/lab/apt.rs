@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -103,8 +104,12 @@ impl Archive {
         write("status", "")?;
         let config = write("apt.conf", &config(directory))?;
         let archive = Self { config };
-        progress.note("fetching Debian's package lists");
-        command::output("fetching Debian's package lists", archive.apt("apt-get").arg("update"))?;
+        let stamp = directory.join("updated");
+        if !is_fresh(&stamp) {
+            progress.note("fetching Debian's package lists");
+            command::output("fetching Debian's package lists", archive.apt("apt-get").arg("update"))?;
+            write("updated", "")?;
+        }
         Ok(archive)
     }
 
@@ -177,6 +182,13 @@ impl Archive {
         command.env("APT_CONFIG", &self.config).env("LC_ALL", "C");
         command
     }
+}
+
+/// Whether the lists were fetched within the last hour. Older ones may name packages that are gone.
+fn is_fresh(stamp: &Path) -> bool {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let modified = std::fs::metadata(stamp).and_then(|metadata| metadata.modified());
+    modified.is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age < HOUR))
 }
 
 /// apt's settings for a view that lives in `directory` only. The keys stay the machine's.

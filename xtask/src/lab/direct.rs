@@ -68,7 +68,7 @@ pub fn direct(
     ];
     words.extend(config.xen_args.iter().cloned());
     let machine = Machine {
-        accelerator: Accelerator::try_kvm(&prepared.xen),
+        accelerator: Accelerator::choose(&prepared.xen)?,
         cpus: config.host_cpus,
         memory_mib: config.memory_mib + 160,
         xen: prepared.xen.clone(),

@@ -2,9 +2,10 @@
 //!
 //! Owns request numbers, who waits for which answer, and the splitting of console bytes into lines. One
 //! thread reads the line and hands each frame to whoever waits for it; when the line ends, every waiter is
-//! woken with an error. Callers block, always with a limit.
+//! woken with an error. Another thread writes, so that a dom0 that takes nothing any more cannot hold a
+//! caller. Callers wait for answers only, always with a limit.
 //!
-//! Turned down: an async runtime. There are three kinds of waiter and one thread; channels say all of it.
+//! Turned down: an async runtime. There are three kinds of waiter and two threads; channels say all of it.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -29,7 +30,7 @@ type Waiting = Arc<Mutex<Option<HashMap<u32, Sender<Frame>>>>>;
 
 /// The line to the agent.
 pub(super) struct Link {
-    out: Box<dyn Write + Send>,
+    out: Sender<Frame>,
     waiting: Waiting,
     hello: Receiver<Frame>,
     lines: Receiver<ConsoleLine>,
@@ -45,15 +46,24 @@ pub(super) enum FromTerminal {
 }
 
 impl Link {
-    /// Starts reading `input`. The thread ends with the line.
-    pub(super) fn new(input: impl Read + Send + 'static, out: impl Write + Send + 'static) -> Self {
+    /// Starts reading `input` and writing `output`. The threads end with the line.
+    pub(super) fn new(input: impl Read + Send + 'static, mut output: impl Write + Send + 'static) -> Self {
+        let (out, queue) = channel::<Frame>();
+        std::thread::spawn(move || {
+            for Frame { kind, channel, payload } in queue {
+                // The line has ended. `receive` notices the same and tells the waiters.
+                if frame::write(&mut output, kind, channel, &payload).is_err() {
+                    return;
+                }
+            }
+        });
         let (hello_to, hello) = channel();
         let (lines_to, lines) = channel();
         // Channel 0 is the agent's greeting.
         let waiting: Waiting = Arc::new(Mutex::new(Some(HashMap::from([(0, hello_to)]))));
         let shared = Arc::clone(&waiting);
         std::thread::spawn(move || receive(input, &shared, &lines_to));
-        Self { out: Box::new(out), waiting, hello, lines, next_channel: 1 }
+        Self { out, waiting, hello, lines, next_channel: 1 }
     }
 
     /// Where the lines of followed consoles arrive.
@@ -104,14 +114,16 @@ impl Link {
             self.send(Kind::PutData, id, chunk)?;
         }
         self.send(Kind::PutEnd, id, b"")?;
-        self.settle(&answers, &format!("storing {name} ({} bytes) in dom0", bytes.len()))
+        // A quiet machine moves 20 MiB a second.
+        let limit = SMALL + Duration::from_secs(bytes.len() as u64 >> 20);
+        settle(&answers, limit, &format!("storing {name} ({} bytes) in dom0", bytes.len()))
     }
 
     /// Starts streaming a domain's console.
     pub(super) fn follow(&mut self, domain: &str) -> Result<()> {
         let (id, answers) = self.request()?;
         self.send(Kind::Follow, id, domain.as_bytes())?;
-        self.settle(&answers, &format!("following the console of {domain}"))
+        settle(&answers, SMALL, &format!("following the console of {domain}"))
     }
 
     /// Runs a script whose input is `terminal` and whose output goes to `out`, until it ends or we detach.
@@ -153,16 +165,16 @@ impl Link {
         Ok((id, receiver))
     }
 
-    fn send(&mut self, kind: Kind, channel: u32, payload: &[u8]) -> Result<()> {
-        frame::write(&mut self.out, kind, channel, payload)
-            .with_context(|| format!("sending {kind:?} to the lab's dom0"))
+    fn send(&self, kind: Kind, channel: u32, payload: &[u8]) -> Result<()> {
+        self.out.send(Frame { kind, channel, payload: payload.to_owned() }).map_err(|_| gone())
     }
+}
 
-    fn settle(&self, answers: &Receiver<Frame>, what: &str) -> Result<()> {
-        match collect(answers, SMALL, &mut Vec::new()).with_context(|| what.to_owned())? {
-            Some(_) => Ok(()),
-            None => bail!("{what}: no answer from dom0 within {} s", SMALL.as_secs()),
-        }
+/// Waits for a request that has no output to be done.
+fn settle(answers: &Receiver<Frame>, limit: Duration, what: &str) -> Result<()> {
+    match collect(answers, limit, &mut Vec::new()).with_context(|| what.to_owned())? {
+        Some(_) => Ok(()),
+        None => bail!("{what}: no answer from dom0 within {} s", limit.as_secs()),
     }
 }
 

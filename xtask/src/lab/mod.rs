@@ -89,14 +89,14 @@ impl Lab {
         let logs = config.logs.canonicalize().with_context(|| format!("resolving {}", config.logs.display()))?;
 
         progress.stage("booting Xen and dom0");
-        let overlay = logs.join("overlay.cpio");
+        let archives = logs.join("initramfs.cpio");
         let agent = std::fs::read(&prepared.agent).context("reading the agent")?;
         // The kernel takes one initramfs from Xen: base and overlay behind each other.
         let mut initramfs = std::fs::read(&prepared.base).context("reading dom0's base archive")?;
         initramfs.extend(dom0::overlay(&agent));
-        std::fs::write(&overlay, initramfs).with_context(|| format!("writing {}", overlay.display()))?;
+        std::fs::write(&archives, initramfs).with_context(|| format!("writing {}", archives.display()))?;
 
-        let accelerator = Accelerator::try_kvm(&prepared.xen);
+        let accelerator = Accelerator::choose(&prepared.xen)?;
         progress.note(&format!("QEMU with {}", accelerator.name()));
         let machine = Machine {
             accelerator,
@@ -104,7 +104,7 @@ impl Lab {
             memory_mib: config.memory.machine_mib,
             xen: prepared.xen.clone(),
             xen_args: xen_args(config),
-            modules: vec![(prepared.kernel.clone(), dom0_args()), (overlay.clone(), String::new())],
+            modules: vec![(prepared.kernel.clone(), dom0_args()), (archives.clone(), String::new())],
         };
         let wiring = Wiring::VirtioPort { serial_log: logs.join("console.log") };
         let (qemu, streams) = Qemu::start(&machine, &wiring)?;
@@ -112,7 +112,7 @@ impl Lab {
         let link = Link::new(streams.stdout, streams.stdin);
         let mut lab = Self { qemu, link, logs, description: String::new() };
         lab.await_agent().map_err(|error| lab.explain(error))?;
-        std::fs::remove_file(&overlay).with_context(|| format!("removing {}", overlay.display()))?;
+        std::fs::remove_file(&archives).with_context(|| format!("removing {}", archives.display()))?;
 
         progress.note("starting xenstored and xenconsoled");
         lab.sh(&format!("/lab/up {}", dom0::CONSOLE_LOGS), UP_LIMIT)?.expect_ok("starting the toolstack in dom0")?;

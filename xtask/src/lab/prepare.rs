@@ -16,8 +16,8 @@ use crate::host::Progress;
 /// The number of the way in which artefacts are made from packages.
 pub(super) const RECIPE: u32 = 1;
 
-/// Debian packages that running the lab needs.
-const RUN_PACKAGES: [&str; 1] = ["qemu-system-x86"];
+/// Debian packages that running the lab needs; rustc links the agent with the last two.
+const RUN_PACKAGES: [&str; 3] = ["qemu-system-x86", "gcc", "libc6-dev"];
 
 /// What the lab is made of, as files.
 #[derive(Debug, Clone)]

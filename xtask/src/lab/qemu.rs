@@ -16,7 +16,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 
 /// The program, in Debian's qemu-system-x86.
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -75,9 +75,21 @@ impl Accelerator {
         }
     }
 
+    /// The one that `$STASIS_ACCEL` names (`kvm` or `tcg`), otherwise KVM where it works, otherwise TCG.
+    /// # Errors
+    /// When the variable has another value.
+    pub(super) fn choose(xen: &Path) -> Result<Self> {
+        match std::env::var("STASIS_ACCEL").as_deref() {
+            Ok("kvm") => Ok(Self::Kvm),
+            Ok("tcg") => Ok(Self::Tcg),
+            Ok("") | Err(_) => Ok(Self::try_kvm(xen)),
+            Ok(other) => bail!("STASIS_ACCEL is {other:?}; it can be kvm or tcg, or unset"),
+        }
+    }
+
     /// Finds out by trying. A `/dev/kvm` may be there and be of no use: in a nested machine, or when it fails
     /// on instructions that Xen executes early. So Xen itself is started until it has counted its processors.
-    pub(super) fn try_kvm(xen: &Path) -> Self {
+    fn try_kvm(xen: &Path) -> Self {
         /// Hardware needs a tenth of this.
         const LIMIT: Duration = Duration::from_secs(5);
         if std::fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {

@@ -21,6 +21,25 @@ impl Progress for Loud {
     }
 }
 
+/// A terminal whose user leaves at the third line.
+struct Screen {
+    seen: Vec<u8>,
+    keyboard: std::sync::mpsc::Sender<link::FromTerminal>,
+}
+
+impl std::io::Write for Screen {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.seen.extend_from_slice(bytes);
+        if self.seen.iter().filter(|byte| **byte == b'\n').count() >= 3 {
+            self.keyboard.send(link::FromTerminal::Detach).map_err(std::io::Error::other)?;
+        }
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 const STEP: Duration = Duration::from_secs(120);
 
 struct Linux {
@@ -76,6 +95,14 @@ impl Linux {
         }
     }
 
+    /// Joins the console as `interactive` does, and leaves it.
+    fn console(&mut self) {
+        let (keyboard, typed) = std::sync::mpsc::channel();
+        let mut screen = Screen { seen: Vec::new(), keyboard };
+        self.lab.link.attach("exec xl console linux", &typed, &mut screen).expect("attached, then left");
+        self.clock.note("xl console");
+    }
+
     /// Takes `count` beats, each the successor of the one before: none lost, none twice.
     fn beats(&mut self, count: u32) {
         for _ in 0..count {
@@ -113,6 +140,7 @@ fn linux_is_saved_restored_checkpointed_and_migrated() {
     linux.clock.note(&format!("failed migrate: {}", failed.output.lines().last().unwrap_or_default()));
     assert!(!failed.ok());
     linux.beats(10);
+    linux.console();
     let list = linux.ok("xl list");
     eprintln!("{list}");
     linux.ok("xl destroy linux");

@@ -16,7 +16,8 @@ use super::command;
 use crate::host::Progress;
 
 /// Debian packages that building the hypervisor needs.
-pub(super) const BUILD_PACKAGES: [&str; 7] = ["bison", "dpkg-dev", "flex", "gcc", "make", "patch", "python3"];
+pub(super) const BUILD_PACKAGES: [&str; 8] =
+    ["bison", "dpkg-dev", "flex", "gcc", "libc6-dev", "make", "patch", "python3"];
 
 /// The versions of Xen whose interface Debian 12's tools speak.
 const BRANCH: &str = "4.17.";
