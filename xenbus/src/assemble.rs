@@ -164,7 +164,7 @@ mod tests {
     #[test]
     fn messages_survive_any_cut() {
         let stream = [message(1, 3), message(2, 0), message(3, 40)].concat();
-        for chunk in 1..=stream.len() {
+        for chunk in (1..=stream.len()).step_by(if cfg!(miri) { 15 } else { 1 }) {
             let (got, idle) = all(&stream, chunk).expect("in step");
             let lens: Vec<_> = got
                 .iter()
@@ -181,7 +181,8 @@ mod tests {
     #[test]
     fn too_long_costs_only_itself() {
         let stream = [message(1, 4097), message(2, 4096), message(3, SKIP_MAX), message(4, 0)].concat();
-        for chunk in [13, 1024, stream.len()] {
+        let chunks = if cfg!(miri) { &[4099][..] } else { &[13, 1024, stream.len()] };
+        for &chunk in chunks {
             let (got, idle) = all(&stream, chunk).expect("in step");
             assert!(idle);
             assert!(matches!(

@@ -18,16 +18,17 @@
 //! caller gets until a restore. Turned down: giving up on the first odd answer, which would
 //! let a hiccup of dom0 take a guest's shutdown and suspend away.
 
+mod gate;
+
 use crate::assemble::{Assembler, Incoming, Outgoing};
 use crate::calls::{Abandoned, Calls, Request, Serial};
+use crate::counters::{Counters, Oddity};
 use crate::error::{self, Cause, RingFault, Text};
 use crate::ring::Ring;
 use crate::watch_table::{Delivery, WatchId, WatchTable};
 use crate::wire::{self, Header, Kind};
 use alloc::vec::Vec;
-use core::fmt;
 use core::task::{Poll, Waker};
-use xen_sys::hypercall::sched::SuspendOutcome;
 
 /// The most requests that are on their way at a time. C xenstored allows a domain 20, and stops reading beyond.
 pub const SENT_MAX: usize = 8;
@@ -37,64 +38,6 @@ pub const TRANSACTIONS_MAX: usize = 8;
 /// Reads of a chunk per step, so that a xenstored that never stops talking does not keep us for ever.
 const READS_MAX: usize = 64;
 const CHUNK: usize = 256;
-
-/// An answer that fits nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Oddity {
-    /// A reply to no request of ours: never made, or answered before.
-    UnknownId {
-        /// Its type.
-        kind: u32,
-        /// Its id.
-        req_id: u32,
-    },
-    /// A reply of another type than its request.
-    WrongType {
-        /// The request's type.
-        asked: Kind,
-        /// The reply's type.
-        kind: u32,
-    },
-    /// A payload of more than 4096 bytes.
-    TooLong {
-        /// The message's type.
-        kind: u32,
-        /// Its length in bytes.
-        len: u32,
-    },
-    /// A watch event without path and token.
-    MalformedEvent(Text),
-}
-
-impl fmt::Display for Oddity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::UnknownId { kind, req_id } => write!(f, "reply of type {kind} to unknown request {req_id}"),
-            Self::WrongType { asked, kind } => write!(f, "reply of type {kind} to {}", asked.name()),
-            Self::TooLong { kind, len } => write!(f, "message of type {kind} with {len} bytes"),
-            Self::MalformedEvent(text) => write!(f, "malformed watch event {text:?}"),
-        }
-    }
-}
-
-/// Statistics of a store. Kept across a restore.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Requests sent.
-    pub requests: u64,
-    /// Replies that found their request.
-    pub replies: u64,
-    /// Watch events that found their watch.
-    pub events: u64,
-    /// Watch events for no watch of ours; normal shortly after an unwatch.
-    pub events_stray: u64,
-    /// Answers that fit nothing.
-    pub oddities: u64,
-    /// The last of them.
-    pub last_oddity: Option<Oddity>,
-    /// Times that the ring was found broken.
-    pub faults: u64,
-}
 
 /// What the store does once it has let go of the lock.
 #[derive(Default)]
@@ -343,81 +286,6 @@ impl Engine {
     fn odd(&mut self, oddity: Oddity) {
         self.counters.oddities += 1;
         self.counters.last_oddity = Some(oddity);
-    }
-
-    /// The connection is of no use any more; everybody who waits is told.
-    fn break_down(&mut self, fault: RingFault, fx: &mut Effects) {
-        self.fault = Some(fault);
-        self.counters.faults += 1;
-        self.end_connection();
-        let cause = Cause::RingBroken(fault);
-        self.watches.fail_all(cause, &mut fx.wake);
-        self.calls.end_where(|_| Some(Err(cause)), &mut fx.wake);
-        self.settle(true, fx);
-    }
-
-    /// Forgets all that belonged to one connection, except requests and watches.
-    fn end_connection(&mut self) {
-        self.epoch += 1;
-        self.transactions = 0;
-        self.incoming = Assembler::default();
-        self.outgoing = Outgoing::default();
-        self.calls.lose_transactions();
-    }
-
-    /// Ends draining once there is nothing left to drain.
-    fn settle(&mut self, drained: bool, fx: &mut Effects) {
-        if self.phase == Phase::Draining && drained {
-            self.phase = Phase::Quiet;
-            fx.wake.extend(self.quiescer.take());
-        }
-    }
-
-    /// Closes the gate. False if it is closed already.
-    pub(crate) fn begin_quiesce(&mut self, fx: &mut Effects) -> bool {
-        if self.phase != Phase::Run {
-            return false;
-        }
-        self.phase = Phase::Draining;
-        fx.pump = true;
-        true
-    }
-
-    pub(crate) fn poll_quiet(&mut self, waker: &Waker, fx: &mut Effects) -> Poll<()> {
-        if self.phase == Phase::Quiet {
-            fx.drop.extend(self.quiescer.take());
-            return Poll::Ready(());
-        }
-        fx.drop.extend(self.quiescer.replace(waker.clone()));
-        Poll::Pending
-    }
-
-    /// Opens the gate, also before it was quite closed.
-    pub(crate) fn resume(&mut self, outcome: SuspendOutcome, ring: Ring<'_>, fx: &mut Effects) {
-        self.phase = Phase::Run;
-        fx.drop.extend(self.quiescer.take());
-        fx.pump = true;
-        if outcome == SuspendOutcome::Resumed {
-            self.end_connection();
-            self.fault = None;
-            self.old_error = ring.error();
-            self.watches.lose_all();
-            // The watch went with the old domain, as was asked; a transaction went too, which was not.
-            let verdict = |request: &Request| match request.kind {
-                Kind::Unwatch => Some(Ok(Vec::new())),
-                _ if request.tx_id != 0 => Some(Err(Cause::Lost)),
-                _ => None,
-            };
-            self.calls.end_where(verdict, &mut fx.wake);
-            if let Err(fault) = ring.discard_replies() {
-                self.break_down(fault, fx);
-            }
-        } else if let Some(fault) = self.fault {
-            // Requests that came while the gate was closed have waited for a restore that did not come.
-            let cause = Cause::RingBroken(fault);
-            self.watches.fail_all(cause, &mut fx.wake);
-            self.calls.end_where(|_| Some(Err(cause)), &mut fx.wake);
-        }
     }
 
     /// Queues a request of a future. `epoch` is that of its transaction, if it belongs to one.

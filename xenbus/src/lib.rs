@@ -7,8 +7,8 @@
 //!   shutdown, data      what we say and hear           tasks
 //!   scope, watch        operations as futures          tasks
 //!   store, quiesce      Store, its pump, its gate      tasks; on_event() in the upcall
-//!   engine              who may send, who gets what    under the store's lock
-//!   calls, watch_table  requests and watches           plain data
+//!   engine, gate        who may send, who gets what    under the store's lock
+//!   calls, watch_table  requests and watches           plain data, as are counters
 //!   assemble, wire      bytes and messages             plain data
 //!   ring                the shared page                under the store's lock
 //! ```
@@ -27,6 +27,7 @@ extern crate std;
 
 mod assemble;
 mod calls;
+mod counters;
 pub mod data;
 mod engine;
 mod error;
@@ -42,7 +43,8 @@ mod watch_table;
 pub mod wire;
 
 pub use assemble::{Assembler, Incoming};
-pub use engine::{Counters, Oddity, SENT_MAX, TRANSACTIONS_MAX};
+pub use counters::{Counters, Oddity};
+pub use engine::{SENT_MAX, TRANSACTIONS_MAX};
 pub use error::{Cause, Refusal, RingFault, StoreError, Text};
 pub use quiesce::{AlreadyQuiescing, Quiet};
 pub use ring::Ring;

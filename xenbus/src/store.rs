@@ -12,7 +12,8 @@
 //! the gate is much easier to see under one lock.
 
 use crate::calls::{Request, Serial};
-use crate::engine::{Counters, Effects, Engine};
+use crate::counters::Counters;
+use crate::engine::{Effects, Engine};
 use crate::error::{Cause, RingFault};
 use crate::ring::Ring;
 use alloc::boxed::Box;

@@ -12,12 +12,13 @@ type Boxed<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
 
 #[test]
 fn every_operation_survives_every_cut_and_every_start() {
-    let chunks: &[usize] = if cfg!(miri) { &[3, 4096] } else { &[1, 2, 3, 7, 15, 16, 17, 1023, 4096] };
+    let chunks: &[usize] = if cfg!(miri) { &[17] } else { &[1, 2, 3, 7, 15, 16, 17, 1023, 4096] };
     for &chunk in chunks {
-        for start in [0, 1000, u32::MAX - 20] {
+        let starts: &[u32] = if cfg!(miri) { &[u32::MAX - 20] } else { &[0, 1000, u32::MAX - 20] };
+        for &start in starts {
             let (store, mut fake) = fake::pair(start);
             fake.chunk = chunk;
-            let value = "v".repeat(1500);
+            let value = "v".repeat(if cfg!(miri) { 50 } else { 1500 });
             block_on(&store, &mut fake, async {
                 store.write("data/a/b", &value).await.expect("write");
                 assert_eq!(store.read("data/a/b").await.expect("read"), value);
@@ -151,9 +152,12 @@ fn a_directory_that_changes_between_parts_is_read_again() {
         part(b"2\0y\0\0"),
     ]);
     assert_eq!(block_on(&store, &mut fake, store.directory("d")).expect("directory"), ["x", "y"]);
+    if cfg!(miri) {
+        return;
+    }
     // One that never ends is given up.
     fake.twists.push_back(Twist::Error("E2BIG"));
-    fake.twists.extend((0..1000).map(|_| part(b"1\0a\0")));
+    fake.twists.extend((0..300).map(|_| part(b"1\0a\0")));
     let error = block_on(&store, &mut fake, store.directory("d")).expect_err("no end");
     assert_eq!((error.op, error.cause), (Kind::DirectoryPart, Cause::Malformed("list without an end")));
 }

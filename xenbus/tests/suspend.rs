@@ -333,3 +333,19 @@ fn a_suspend_while_watches_are_being_set_again_starts_over() {
     tokens.dedup();
     assert_eq!((tokens.len(), fake.watches().len()), (20, 20));
 }
+
+#[test]
+fn an_error_word_that_came_along_through_a_restore_is_old_news() {
+    let (store, mut fake) = fake::pair(0);
+    let page = fake.page();
+    page.error.store(3, Relaxed);
+    assert!(block_on(&store, &mut fake, store.read("a")).is_err());
+    block_on(&store, &mut fake, store.quiesce()).expect("quiet").resume(Resumed);
+    assert_eq!(store.fault(), None);
+    assert!(try_block_on(&store, &mut fake, store.read("a")).is_none());
+    assert_ne!(page.req_prod.load(Relaxed), 0, "the request went out");
+    page.error.store(2, Relaxed);
+    store.on_event();
+    settle(&store, &mut fake);
+    assert_eq!(store.fault(), Some(RingFault::HungUp { error: 2 }));
+}

@@ -76,6 +76,7 @@ pub struct Fake {
     pub mute: bool,
     /// Writes of somebody else, one before each of the next commits.
     pub intruders: VecDeque<(String, Vec<u8>)>,
+    /// It has more to do by itself.
     moving: bool,
     log: Vec<Kind>,
     commits: usize,
@@ -138,14 +139,17 @@ impl Fake {
         }
     }
 
-    /// One step if the bell was rung or the last step did something; true if this one did.
+    /// One step if the bell was rung or the last step left it something to do; true if it moved any byte.
+    ///
+    /// A full reply ring or an empty request ring is nothing to do: there it sleeps until the bell.
     pub fn step_if_rung(&mut self) -> bool {
         let rung = self.bell.take();
         if !(rung || self.moving) {
             return false;
         }
-        self.moving = self.step();
-        self.moving
+        let moved = self.step();
+        self.moving = self.has_more();
+        moved
     }
 
     /// Takes in up to `chunk` bytes, handles what is whole, puts out up to `chunk` bytes. True if any byte moved.
@@ -167,6 +171,16 @@ impl Fake {
             }
         }
         taken + self.put_out() > 0
+    }
+
+    /// True if it can go on without the client.
+    fn has_more(&self) -> bool {
+        let awake = !self.mute && self.page.connection.load(Acquire) == 0 && self.page.error.load(Relaxed) == 0;
+        let used = |cons: u32, prod: u32| prod.wrapping_sub(cons);
+        let requests = used(self.page.req_cons.load(Relaxed), self.page.req_prod.load(Acquire));
+        let replies = used(self.page.rsp_cons.load(Acquire), self.page.rsp_prod.load(Relaxed));
+        let can_put = !self.output.is_empty() && replies < RING_LEN;
+        awake && (requests > 0 || can_put || !self.held.is_empty())
     }
 
     fn take_in(&mut self) -> usize {
