@@ -1,18 +1,28 @@
 //! What many vcpus do together.
 //!
-//! - [`Mail`]: work for another CPU: a kind of wish, or a call ([`inbox`], [`call`]).
+//! - [`bring_up`]: starts a vcpu.
+//! - [`Mail`]: work for another CPU: a wish of some [`Kind`], or a call ([`inbox`], [`call`]).
 //! - [`Rendezvous`]: every other vcpu waits while vCPU 0 works ([`rendezvous`]).
+//! - [`suspend`]: the order of suspend and resume.
+//! - [`RollCall`]: the proof that all of them are there.
 //!
-//! What this crate needs of the kernel it asks for in small traits: [`Delivery`], [`Relax`], [`Clock`]. It knows no ports, no
-//! page tables and no tasks.
+//! What this crate needs of the kernel it asks for in small traits: [`Delivery`], [`Relax`], [`Clock`], and in [`suspend`] the
+//! steps. It knows no ports, no page tables and no tasks.
 #![cfg_attr(not(test), no_std)]
 
+extern crate alloc;
+
+pub mod bring_up;
 pub mod call;
 pub mod inbox;
 mod mail;
 mod phase;
 mod relax;
 pub mod rendezvous;
+mod roll_call;
+pub mod suspend;
+#[cfg(all(test, not(loom)))]
+mod tests;
 
 pub use call::{Busy, CallNode, Pending};
 pub use inbox::{Inbox, Kind, Kinds};
@@ -20,3 +30,4 @@ pub use mail::{Delivery, Mail};
 pub use phase::Outcome;
 pub use relax::{Backoff, Clock, Patience, Relax};
 pub use rendezvous::{Awaited, Lead, Missing, Parked, Rendezvous};
+pub use roll_call::{Progress, RollCall};
