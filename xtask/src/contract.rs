@@ -51,10 +51,12 @@ pub enum Event {
         phases: Phases,
         slowest_vcpu: u32,
     },
+    /// `slowest_vcpu` is not promised here, but may be told.
     Continued {
         incarnation: u64,
         vcpus: u32,
         phases: Phases,
+        slowest_vcpu: Option<u32>,
     },
     Heartbeat {
         seq: u64,
@@ -173,6 +175,7 @@ fn type_event(line: &Line) -> Result<Event, Breach> {
             incarnation: keys.number("incarnation")?,
             vcpus: keys.number("vcpus")?,
             phases: keys.phases()?,
+            slowest_vcpu: line.get("slowest_vcpu").map(|_| keys.number("slowest_vcpu")).transpose()?,
         },
         "heartbeat" => Event::Heartbeat {
             seq: keys.number("seq")?,
@@ -258,7 +261,7 @@ mod tests {
             ),
             (
                 "continued incarnation=1 vcpus=8 prepare_ns=1 blackout_ns=2 resume_ns=3",
-                Event::Continued { incarnation: 1, vcpus: 8, phases },
+                Event::Continued { incarnation: 1, vcpus: 8, phases, slowest_vcpu: None },
             ),
             (
                 "heartbeat seq=4 vcpus=8 beats_min=99 max_gap_ns=7 lost=0",

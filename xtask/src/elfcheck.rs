@@ -14,14 +14,14 @@ use object::{Endianness, U32, U64};
 
 const PAGE: u64 = 4096;
 
-/// The notes that a 64-bit PV kernel of ours must carry: Xen's number and name.
+/// The notes that our kernel must carry, Xen's number and name. FEATURES is not among them: a domU needs none.
 const REQUIRED: [(u32, &str); 6] = [
     (note::ENTRY, "ENTRY"),
     (note::VIRT_BASE, "VIRT_BASE"),
     (note::PADDR_OFFSET, "PADDR_OFFSET"),
     (note::XEN_VERSION, "XEN_VERSION"),
     (note::LOADER, "LOADER"),
-    (note::FEATURES, "FEATURES"),
+    (note::INIT_P2M, "INIT_P2M"),
 ];
 
 /// Xen's note types that we look into (xen/include/public/elfnote.h).
@@ -31,7 +31,7 @@ mod note {
     pub(super) const PADDR_OFFSET: u32 = 4;
     pub(super) const XEN_VERSION: u32 = 5;
     pub(super) const LOADER: u32 = 8;
-    pub(super) const FEATURES: u32 = 10;
+    pub(super) const INIT_P2M: u32 = 15;
 }
 
 /// What a sound image is like.
@@ -141,6 +141,12 @@ pub fn check(image: &[u8]) -> Result<Facts, Fault> {
     let entry = number(note::ENTRY, "ENTRY")?;
     let virt_base = number(note::VIRT_BASE, "VIRT_BASE")?;
     let paddr_offset = number(note::PADDR_OFFSET, "PADDR_OFFSET")?;
+    let init_p2m = number(note::INIT_P2M, "INIT_P2M")?;
+    // Xen's builder would ignore it in silence, and the kernel find its p2m elsewhere.
+    if init_p2m % PAGE != 0 || init_p2m >= virt_base {
+        let why = format!("{init_p2m:#x} is not page aligned and below VIRT_BASE {virt_base:#x}");
+        return Err(Fault::NoteValue { note: "INIT_P2M", why });
+    }
 
     let mut range: Option<(u64, u64)> = None;
     for segment in segments.iter().filter(|s| s.p_type(endian) == PT_LOAD && s.p_memsz(endian) > 0) {

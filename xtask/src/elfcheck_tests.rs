@@ -25,7 +25,7 @@ impl Maker {
                 (note::PADDR_OFFSET, number(0)),
                 (note::XEN_VERSION, b"xen-3.0\0".to_vec()),
                 (note::LOADER, b"generic\0".to_vec()),
-                (note::FEATURES, b"\0".to_vec()),
+                (note::INIT_P2M, number(BASE - 0x80_0000_0000)),
             ],
             owner: b"Xen\0",
             loads: vec![(BASE + 0x10_0000, 0x10_0000, 5), (BASE + 0x10_1000, 0x10_1000, 6)],
@@ -122,6 +122,8 @@ fn wrong_values_are_named() {
         (note::LOADER, b"special\0", "LOADER"),
         (note::ENTRY, b"abc", "ENTRY"),
         (note::ENTRY, &0x1000u64.to_le_bytes(), "ENTRY"),
+        (note::INIT_P2M, &BASE.to_le_bytes(), "INIT_P2M"),
+        (note::INIT_P2M, &0x1008u64.to_le_bytes(), "INIT_P2M"),
     ] {
         let fault = Maker::sound().with(kind, desc).fault();
         assert!(matches!(fault, Fault::NoteValue { note, .. } if note == name), "{fault}");

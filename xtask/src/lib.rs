@@ -5,11 +5,20 @@
 //! user asks for (`commands`, `drive`). Turned down: shell scripts, which cannot be tested.
 
 pub mod cargo;
+pub mod cli;
+pub mod commands;
 pub mod contract;
 pub mod counts;
+pub mod drive;
 pub mod elfcheck;
+pub mod host;
+pub mod image;
+pub mod lab;
 pub mod licences;
 pub mod logfmt;
+pub mod options;
+pub mod progress;
+pub mod report;
 pub mod symbolise;
 pub mod workspace;
 pub mod xlcfg;

@@ -1,0 +1,121 @@
+//! The command line: which commands there are, and their help texts, which are the manual.
+
+#![forbid(unsafe_code)]
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::commands::{check, direct, image, models, run, setup, suspend, test};
+use crate::drive::cycles::Kind;
+
+/// Builds, runs, migrates and checks stasis, a Xen PV guest kernel made to be suspended.
+///
+/// Two places to run: the lab (QEMU with real Xen and a Debian dom0; the default, works on any Debian
+/// machine) and this machine's own Xen (--on host). What is missing is fetched and installed, and kept
+/// in .cache/lab (or $STASIS_CACHE); what happened last is in target/logs/COMMAND/.
+///
+/// Try first: cargo xtask migrate
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start a guest under xl, live-migrate it while all its vCPUs beat, and see every one come back.
+    ///
+    /// The guest is migrated to the same machine by `xl migrate`, --cycles times. Shown: what the guest
+    /// says, and for each migration how long each phase took. It fails unless after each one all vCPUs
+    /// beat, no event was lost and the guest's memory holds what it held.
+    ///
+    /// Live migration of PV guests needs a Xen with shadow paging; for the lab it is built from
+    /// Debian's source the first time (two minutes).
+    Migrate(suspend::SuspendOptions),
+    /// The same with `xl save` and `xl restore`, or with checkpoints.
+    SaveRestore {
+        #[command(flatten)]
+        options: suspend::SuspendOptions,
+        /// `xl save -c`: the guest goes on in the same domain.
+        #[arg(long)]
+        checkpoint: bool,
+    },
+    /// Boot the kernel as Xen's initial domain: two seconds, no xl, no suspend.
+    ///
+    /// For self-tests (--extra test=NAME; test=list names them) and for a quick look. The run is good
+    /// when the test passes or, under workload=heartbeat, when --beats heartbeats came.
+    Direct(direct::DirectOptions),
+    /// Start a guest under xl with its console on this terminal; Ctrl-] leaves.
+    Run(run::RunOptions),
+    /// Build the kernel, check its ELF notes and segments, leave it at target/stasis.elf.
+    Image,
+    /// The one command before a commit: format, lints, host tests, docs, licences.
+    Check(check::CheckOptions),
+    /// All layers of tests: lints, unit, property, loom, Miri, self-tests on Xen, the xl ladder.
+    ///
+    /// The last line is `N passed, N failed`, and `, N skipped` where something was not run.
+    Test(test::TestOptions),
+    /// Explore the interleavings of the lock-free parts: every loom test.
+    Model(models::ModelOptions),
+    /// Run the host tests under Miri.
+    Miri(models::ModelOptions),
+    /// Fetch and build now what the other commands need, instead of when they need it.
+    Setup(setup::SetupOptions),
+}
+
+impl Cli {
+    /// Does what was asked for.
+    ///
+    /// # Errors
+    /// What the command says.
+    pub fn run(self) -> Result<()> {
+        match self.command {
+            Command::Migrate(options) => suspend::run(Kind::Migrate, &options),
+            Command::SaveRestore { options, checkpoint: false } => suspend::run(Kind::SaveRestore, &options),
+            Command::SaveRestore { options, checkpoint: true } => suspend::run(Kind::Checkpoint, &options),
+            Command::Direct(options) => direct::run(&options),
+            Command::Run(options) => run::run(&options),
+            Command::Image => image::run(),
+            Command::Check(options) => check::run(options),
+            Command::Test(options) => test::run(&options),
+            Command::Model(options) => models::run_model(&options),
+            Command::Miri(options) => models::run_miri(&options),
+            Command::Setup(options) => setup::run(options),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_the_options_that_all_share() {
+        let with = |words: &str| Cli::try_parse_from(format!("xtask {words}").split(' '));
+        let guest = "--vcpus 4 --memory 32 --host-cpus 1 --extra log=debug --keep-logs";
+        for command in ["migrate", "save-restore", "run"] {
+            assert!(with(&format!("{command} {guest} --on host")).is_ok(), "{command}");
+            assert!(with(&format!("{command} {guest} --on lab --stock-xen")).is_ok(), "{command}");
+        }
+        assert!(with(&format!("direct {guest}")).is_ok());
+        assert!(with("migrate --cycles 3").is_ok());
+        assert!(with("save-restore --cycles 3 --checkpoint").is_ok());
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for words in
+            ["migrate --vcpus 0", "migrate --vcpus 1025", "migrate --cycles 0", "migrate --on moon", "frobnicate"]
+        {
+            assert!(Cli::try_parse_from(format!("xtask {words}").split(' ')).is_err(), "{words}");
+        }
+    }
+}

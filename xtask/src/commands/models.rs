@@ -1,0 +1,145 @@
+//! `cargo xtask model` and `cargo xtask miri`: concurrency models and the undefined-behaviour checker.
+//!
+//! Owns how loom tests and Miri are run, for these commands and as layers of `cargo xtask test`. Loom
+//! gets a target directory of its own: its cfg would rebuild everything twice a day. Turned down: one
+//! cargo call for all loom tests; one that explores too much could not be told from the others.
+
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+use super::Session;
+use super::steps::{Steps, Tally};
+use crate::cargo;
+use crate::host::Progress;
+use crate::options::LogOptions;
+use crate::workspace::Workspace;
+
+/// Options of both commands.
+#[derive(Clone, Debug, Args)]
+pub struct ModelOptions {
+    /// Only these crates.
+    #[arg(value_name = "CRATE")]
+    crates: Vec<String>,
+    #[command(flatten)]
+    logs: LogOptions,
+}
+
+/// Runs `model`.
+///
+/// # Errors
+/// When a model fails, or there is none to run.
+pub fn run_model(options: &ModelOptions) -> Result<()> {
+    run(options, "model", loom)
+}
+
+/// Runs `miri`.
+///
+/// # Errors
+/// When Miri finds something, or cannot be had.
+pub fn run_miri(options: &ModelOptions) -> Result<()> {
+    run(options, "miri", miri)
+}
+
+fn run(options: &ModelOptions, name: &str, work: impl Fn(&mut Steps<'_>, &Workspace) -> Result<()>) -> Result<()> {
+    let session = Session::start(name, options.logs)?;
+    let mut workspace = Workspace::load()?;
+    if let Some(unknown) = options.crates.iter().find(|name| !workspace.members.iter().any(|m| m.name == **name)) {
+        bail!("no crate `{unknown}` in this workspace");
+    }
+    workspace.members.retain(|member| options.crates.is_empty() || options.crates.contains(&member.name));
+    let mut steps = Steps::new(&session);
+    work(&mut steps, &workspace)?;
+    let outcome = steps.summary().map(|table| format!("{table}\n{}", steps.closing()));
+    drop(steps);
+    session.end(outcome)
+}
+
+/// Runs every loom test of the workspace.
+///
+/// # Errors
+/// Only when nothing can be run at all.
+pub fn loom(steps: &mut Steps<'_>, workspace: &Workspace) -> Result<()> {
+    let mut any = false;
+    for member in workspace.members.iter().filter(|member| member.is_kernel_side()) {
+        for test in member.loom_tests() {
+            any = true;
+            let mut command = cargo::cargo();
+            command.args(["test", "--package", &member.name, "--release", "--test", test]);
+            command.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", loom_target_dir());
+            // The image's link-time optimisation would take longer here than the models themselves.
+            command.env("CARGO_PROFILE_RELEASE_LTO", "off").env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
+            command.env("CARGO_PROFILE_RELEASE_DEBUG", "line-tables-only");
+            steps.run("loom", &format!("{} {test}", member.name), command, Tally::Tests)?;
+        }
+    }
+    if !any {
+        steps.skip("loom", "no crate has tests/loom_*.rs");
+    }
+    Ok(())
+}
+
+fn loom_target_dir() -> PathBuf {
+    let base = std::env::var_os("CARGO_TARGET_DIR").map_or_else(cargo::results_dir, PathBuf::from);
+    base.join("loom")
+}
+
+/// Runs the host tests of every kernel-side crate under Miri.
+///
+/// # Errors
+/// Only when nothing can be run at all; a missing nightly toolchain is a skip, said aloud.
+pub fn miri(steps: &mut Steps<'_>, workspace: &Workspace) -> Result<()> {
+    if let Err(error) = ensure_miri(steps.terminal()) {
+        steps.skip("miri", &format!("{error:#}"));
+        return Ok(());
+    }
+    for member in workspace.members.iter().filter(|member| member.is_kernel_side()) {
+        let mut command = cargo::cargo_of("nightly");
+        command.args(["miri", "test", "--package", &member.name, "--lib", "--tests"]);
+        steps.run("miri", &member.name, command, Tally::Tests)?;
+    }
+    Ok(())
+}
+
+/// Makes sure that a nightly toolchain with Miri is there.
+///
+/// # Errors
+/// When it is not and rustup cannot bring it.
+pub fn ensure_miri(progress: &dyn Progress) -> Result<()> {
+    let works = || {
+        let mut command = cargo::cargo_of("nightly");
+        command.args(["miri", "--version"]);
+        cargo::capture(command).is_ok() && has_rust_src()
+    };
+    if works() {
+        return Ok(());
+    }
+    progress.stage("installing Miri (rustup toolchain install nightly --component miri rust-src)");
+    let mut rustup = Command::new("rustup");
+    rustup.args(["toolchain", "install", "nightly", "--profile", "minimal"]);
+    rustup.args(["--component", "miri", "--component", "rust-src"]);
+    let installed = cargo::capture(rustup);
+    progress.finished();
+    match installed {
+        Ok(_) if works() => Ok(()),
+        Ok(_) => bail!("the nightly toolchain that rustup has is without Miri"),
+        Err(error) => bail!("no nightly toolchain with Miri can be had here ({})", first_line(&error)),
+    }
+}
+
+fn first_line(error: &anyhow::Error) -> String {
+    let text = format!("{error:#}");
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).take(2).collect::<Vec<_>>().join(" ")
+}
+
+/// Miri builds the standard library from source.
+fn has_rust_src() -> bool {
+    let mut command = Command::new("rustup");
+    command.args(["run", "nightly", "rustc", "--print", "sysroot"]);
+    cargo::capture(command)
+        .is_ok_and(|sysroot| PathBuf::from(sysroot.trim()).join("lib/rustlib/src/rust/library").is_dir())
+}

@@ -1,0 +1,66 @@
+//! `cargo xtask run`: a guest under xl with its console on this terminal.
+
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use super::{Needs, Session, domain_name, open};
+use crate::host::Progress;
+use crate::image;
+use crate::options::{GuestOptions, LogOptions, PlaceOptions};
+use crate::xlcfg::{self, GuestConfig};
+
+/// Options of the command.
+#[derive(Clone, Debug, Args)]
+pub struct RunOptions {
+    #[command(flatten)]
+    guest: GuestOptions,
+    #[command(flatten)]
+    place: PlaceOptions,
+    #[command(flatten)]
+    logs: LogOptions,
+}
+
+/// Runs the command; returns when the guest has ended or Ctrl-] was typed.
+///
+/// # Errors
+/// When the guest cannot be started.
+pub fn run(options: &RunOptions) -> Result<()> {
+    let session = Session::start("run", options.logs)?;
+    let outcome = all_of_it(&session, options);
+    session.end(outcome)
+}
+
+fn all_of_it(session: &Session, options: &RunOptions) -> Result<String> {
+    let image = image::build(&session.terminal, &session.logs)?;
+    let GuestOptions { vcpus, memory, extra } = &options.guest;
+    let needs = Needs { vcpus: *vcpus, memory_mib: *memory, copies: 1, log_dirty: false };
+    let mut host = open(options.place, needs, session)?;
+    let kernel = fs::read(&image.path).with_context(|| format!("cannot read {}", image.path.display()))?;
+    let config = GuestConfig {
+        name: domain_name(options.place),
+        kernel: host.put("stasis.elf", &kernel)?,
+        vcpus: *vcpus,
+        memory_mib: *memory,
+        cmdline: xlcfg::cmdline("heartbeat", extra),
+        on_reboot: "restart",
+    };
+    let path = host.put("stasis.cfg", config.render().as_bytes())?;
+    session.terminal.stage("starting the guest");
+    // Paused: nothing that it says may be missed before the console is joined.
+    host.sh(&format!("xl create -p {path}"), Duration::from_secs(120))?.expect_ok("xl create")?;
+    session.terminal.finished();
+    session.terminal.say(&format!("on {}; Ctrl-] leaves the console and ends the guest", host.describe()));
+    let name = &config.name;
+    let wake = format!("(sleep 1; xl unpause {name}) >/dev/null 2>&1 &");
+    host.sh(&wake, Duration::from_secs(30))?.expect_ok("xl unpause")?;
+    let joined = host.interactive(name);
+    // It may be gone already: that is how most runs end.
+    host.sh(&format!("xl destroy {name} 2>/dev/null"), Duration::from_secs(60))?;
+    joined?;
+    Ok("The console was left.".to_owned())
+}

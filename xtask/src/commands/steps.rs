@@ -1,0 +1,161 @@
+//! Runs checks and test programs one after the other and counts what they say.
+//!
+//! Owns the run itself: a failing step is shown at once and the rest still run, since one round of
+//! fixes should see all that is wrong. Turned down: steps in parallel; cargo locks the target directory
+//! and the machine has few processors.
+
+#![forbid(unsafe_code)]
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+use super::Session;
+use crate::cargo;
+use crate::counts::{self, Counts, Layer};
+use crate::host::Progress;
+use crate::report;
+
+/// Lines of a failing step's output that are shown at once.
+const SHOWN: usize = 60;
+
+/// How a step's output is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tally {
+    /// The step is one test: it passes or fails as a whole.
+    Step,
+    /// The step runs tests and prints their results.
+    Tests,
+    /// The same, where each takes seconds: every result is shown as it comes.
+    SlowTests,
+}
+
+/// The steps so far, by layer.
+pub struct Steps<'s> {
+    session: &'s Session,
+    layers: Vec<Layer>,
+}
+
+impl<'s> Steps<'s> {
+    /// None yet.
+    pub fn new(session: &'s Session) -> Steps<'s> {
+        Steps { session, layers: Vec::new() }
+    }
+
+    /// Where this run's logs go.
+    pub fn logs(&self) -> &Path {
+        &self.session.logs
+    }
+
+    /// The terminal, for what a layer has to say besides.
+    pub fn terminal(&self) -> &crate::progress::Terminal {
+        &self.session.terminal
+    }
+
+    /// Runs one command as a step of `layer`.
+    ///
+    /// # Errors
+    /// When it cannot be run at all because we cannot; a program that is missing counts as a failure.
+    pub fn run(&mut self, layer: &str, name: &str, command: Command, tally: Tally) -> Result<()> {
+        let terminal = &self.session.terminal;
+        let typed = cargo::describe(&command);
+        terminal.stage(&format!("{layer}: {name}"));
+        let log = self.session.logs.join(format!("{layer}.log"));
+        let started = Instant::now();
+        let ran = cargo::run(command, &log, &mut |line| {
+            if tally == Tally::SlowTests && is_result(line) {
+                terminal.say(line);
+            } else {
+                terminal.whisper(line);
+            }
+        });
+        let (success, output) = match ran {
+            Ok(ran) => (ran.success, ran.output),
+            Err(error) => (false, format!("{error:#}")),
+        };
+        let step = match tally {
+            Tally::Step => Counts::of_step(success),
+            Tally::Tests | Tally::SlowTests => Counts::of_run(&output, success),
+        };
+        if success {
+            terminal.finished();
+        } else {
+            terminal.abandon();
+            terminal.say(&format!("`{typed}` failed; the end of its output:\n{}", cargo::tail(&output, SHOWN)));
+        }
+        let took = started.elapsed();
+        let row = self.layer(layer);
+        row.counts += step;
+        row.took += took;
+        if !success {
+            let names = counts::failed_names(&output);
+            let what = if names.is_empty() { name.to_owned() } else { names.join(", ") };
+            row.complaints.push(format!("{layer}: {what}; again with: {typed}"));
+        }
+        Ok(())
+    }
+
+    /// Counts a check that is not a program: `Err` holds what is wrong.
+    pub fn verdict(&mut self, layer: &str, outcome: std::result::Result<(), String>) {
+        let success = outcome.is_ok();
+        if let Err(complaint) = &outcome {
+            self.session.terminal.say(complaint);
+        }
+        let row = self.layer(layer);
+        row.counts += Counts::of_step(success);
+        row.complaints.extend(outcome.err().map(|complaint| format!("{layer}: {complaint}")));
+    }
+
+    /// Says aloud that a layer is not run, and counts it.
+    pub fn skip(&mut self, layer: &str, why: &str) {
+        self.session.terminal.say(&format!("SKIPPED: {layer}: {why}"));
+        self.layers.push(Layer::skipped(layer, why));
+    }
+
+    fn layer(&mut self, name: &str) -> &mut Layer {
+        let at = match self.layers.iter().position(|layer| layer.name == name) {
+            Some(at) => at,
+            None => {
+                self.layers.push(Layer::new(name));
+                self.layers.len() - 1
+            }
+        };
+        &mut self.layers[at]
+    }
+
+    /// The table; an error where anything failed.
+    ///
+    /// # Errors
+    /// Names what failed and how to run it again.
+    pub fn summary(&self) -> Result<String> {
+        let table = report::layers(&self.layers);
+        let complaints: Vec<&str> = self.layers.iter().flat_map(|l| &l.complaints).map(String::as_str).collect();
+        if counts::total(&self.layers).failed > 0 {
+            bail!("{table}\n{}", complaints.join("\n"));
+        }
+        Ok(table)
+    }
+
+    /// The closing line.
+    pub fn closing(&self) -> String {
+        counts::total(&self.layers).to_string()
+    }
+}
+
+/// One test's line, or one that says what is skipped.
+fn is_result(line: &str) -> bool {
+    (line.starts_with("test ") && line.contains(" ... ")) || line.starts_with("SKIPPED")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_told_from_the_rest() {
+        assert!(is_result("test migrate::twice ... ok") && is_result("SKIPPED: 3 tests"));
+        assert!(!is_result("test result: ok. 3 passed; 0 failed") && !is_result("  | stasis: online"));
+    }
+}

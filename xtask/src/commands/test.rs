@@ -1,0 +1,110 @@
+//! `cargo xtask test`: every layer of tests, in order, and a count of what happened.
+//!
+//! Owns which layers there are and their order: quick ones first. A layer that cannot run or is not
+//! wanted is said aloud and counted as skipped, never left out in silence.
+
+#![forbid(unsafe_code)]
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+
+use super::steps::{Steps, Tally};
+use super::{Session, check, models};
+use crate::cargo;
+use crate::host::Progress;
+use crate::options::LogOptions;
+use crate::workspace::Workspace;
+
+/// A layer of tests; the order here is the order in which they run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LayerName {
+    /// Format and lints, for the host side and the image.
+    Lints,
+    /// Tests inside the crates, and the examples in their docs.
+    Unit,
+    /// Properties, and the ABI against Xen's headers.
+    Property,
+    /// Models of the lock-free parts, every interleaving.
+    Loom,
+    /// The host tests under Miri.
+    Miri,
+    /// Self-tests inside the guest, booted as Xen's initial domain.
+    Direct,
+    /// The ladder under xl: save, restore, checkpoint, migrate, fail.
+    Xl,
+}
+
+/// Options of the command.
+#[derive(Clone, Debug, Args)]
+pub struct TestOptions {
+    /// Only these layers (in any case in their own order).
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "LAYER")]
+    only: Vec<LayerName>,
+    /// Leave out the layers that need Xen (direct and xl); they are counted as skipped.
+    #[arg(long)]
+    skip_lab: bool,
+    #[command(flatten)]
+    logs: LogOptions,
+}
+
+/// Runs the command. The last line of its output is `N passed, N failed`, with `, N skipped` where
+/// something was.
+///
+/// # Errors
+/// When anything failed; the closing line has been printed then, too.
+pub fn run(options: &TestOptions) -> Result<()> {
+    let session = Session::start("test", options.logs)?;
+    let workspace = Workspace::load()?;
+    let mut steps = Steps::new(&session);
+    for layer in LayerName::value_variants() {
+        let name = layer_name(*layer);
+        if !options.only.is_empty() && !options.only.contains(layer) {
+            steps.skip(&name, "left out by --only");
+            continue;
+        }
+        match layer {
+            LayerName::Lints => check::lints(&mut steps)?,
+            LayerName::Unit => check::unit(&mut steps, &workspace)?,
+            LayerName::Property => check::property(&mut steps)?,
+            LayerName::Loom => models::loom(&mut steps, &workspace)?,
+            LayerName::Miri => models::miri(&mut steps, &workspace)?,
+            LayerName::Direct | LayerName::Xl if options.skip_lab => {
+                steps.skip(&name, "left out by --skip-lab");
+            }
+            LayerName::Direct | LayerName::Xl => on_xen(&mut steps, &name)?,
+        }
+    }
+    let (summary, closing) = (steps.summary(), steps.closing());
+    drop(steps);
+    let failed = summary.is_err();
+    let text = summary.unwrap_or_else(|error| format!("{error:#}"));
+    session.terminal.finished();
+    session.terminal.say(&format!("{text}\nlogs: {}\n{closing}", super::relative(&session.logs)));
+    if failed {
+        bail!(AlreadyTold);
+    }
+    Ok(())
+}
+
+fn layer_name(layer: LayerName) -> String {
+    layer.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
+fn on_xen(steps: &mut Steps<'_>, layer: &str) -> Result<()> {
+    let mut command = cargo::cargo();
+    command.args(["test", "--package", "tests", "--test", layer]);
+    command.env("STASIS_TEST_LOGS", steps.logs().join(layer));
+    steps.run(layer, "guests on Xen", command, Tally::SlowTests)
+}
+
+/// The failure has been shown with all its details: `main` only has to set the exit code.
+#[derive(Debug)]
+pub struct AlreadyTold;
+
+impl std::fmt::Display for AlreadyTold {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("see above")
+    }
+}
+
+impl std::error::Error for AlreadyTold {}

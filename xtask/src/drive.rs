@@ -1,0 +1,12 @@
+//! Drives guests under xl and judges them: the middle between the commands and the places.
+//!
+//! `watch` judges lines, `guest` pairs commands with lines, `cycles` suspends, `direct` judges a guest without xl. All of it works on any
+//! [`crate::host::Host`], a scripted one included, which is how its failures are tested.
+
+pub mod cycles;
+pub mod direct;
+pub mod guest;
+pub mod watch;
+
+#[cfg(test)]
+mod fake;

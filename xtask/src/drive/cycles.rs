@@ -1,0 +1,131 @@
+//! Suspends a running guest again and again, and holds what it says against what must be true.
+//!
+//! Owns the three ways to suspend, what each must lead to, and the record of each for the report.
+//! Turned down: believing xl's exit code alone; it is 0 for a guest that came back with one vCPU.
+
+#![forbid(unsafe_code)]
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::contract::{Event, Phases};
+use crate::drive::guest::Guest;
+
+/// A way to suspend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `xl migrate` to the same machine.
+    Migrate,
+    /// `xl save`, then `xl restore`.
+    SaveRestore,
+    /// `xl save -c`: the same domain goes on.
+    Checkpoint,
+}
+
+impl Kind {
+    /// As it is called in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Migrate => "migrate",
+            Kind::SaveRestore => "save + restore",
+            Kind::Checkpoint => "save -c",
+        }
+    }
+
+    /// The guest says `continued` after it, not `resumed`.
+    pub fn continues(self) -> bool {
+        self == Kind::Checkpoint
+    }
+
+    /// What is run in dom0 for the domain `name`.
+    pub fn script(self, name: &str) -> String {
+        // The image lies in dom0's memory: remove it whatever happens.
+        let image = format!("/tmp/{name}.save");
+        match self {
+            Kind::Migrate => format!("xl migrate -s '' {name} 'xl migrate-receive'"),
+            Kind::SaveRestore => {
+                format!("trap 'rm -f {image}' EXIT; xl save {name} {image} && xl restore {image}")
+            }
+            Kind::Checkpoint => format!("trap 'rm -f {image}' EXIT; xl save -c {name} {image}"),
+        }
+    }
+}
+
+/// One suspend that went well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Suspend {
+    /// How.
+    pub kind: Kind,
+    /// Which domain the guest is by its own count.
+    pub incarnation: u64,
+    /// How many vCPUs came back.
+    pub vcpus: u32,
+    /// The guest's own figures.
+    pub phases: Phases,
+    /// The vCPU that was last, where the guest tells.
+    pub slowest_vcpu: Option<u32>,
+    /// How long the commands took, as seen from outside.
+    pub took: Duration,
+}
+
+/// What to see the guest do besides coming back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expect {
+    /// Heartbeats of all vCPUs, none lost, and the memory check after every suspend.
+    pub heartbeat: bool,
+}
+
+impl Expect {
+    /// By the guest's command line.
+    pub fn from_cmdline(cmdline: &str) -> Expect {
+        Expect { heartbeat: cmdline.split_whitespace().any(|word| word == "workload=heartbeat") }
+    }
+}
+
+/// Suspends once and waits until the guest has proved that it is well.
+///
+/// # Errors
+/// When xl fails, the guest fails, or it does not say what it must.
+pub fn suspend(guest: &mut Guest<'_>, kind: Kind, expect: Expect) -> Result<Suspend> {
+    let checks_before = guest.watch().checks_passed();
+    let started = Instant::now();
+    let script = kind.script(guest.name());
+    guest.command_ok(&script, guest.limits().transfer)?;
+    let took = started.elapsed();
+    let done = came_back(guest, kind, took)?;
+    if expect.heartbeat {
+        guest.wait_heartbeats(1).context("after the suspend")?;
+        if guest.watch().checks_passed() == checks_before {
+            let what = "the self-check of its memory (`stasis: check name=… result=pass`)";
+            guest.wait_for(what, guest.limits().word, |said| {
+                matches!(said.event, Event::Check { pass: true, .. }).then_some(())
+            })?;
+        }
+    }
+    Ok(done)
+}
+
+/// Waits for the guest's own word on a suspend of this kind.
+///
+/// # Errors
+/// When it does not come, or when the guest tells of the other outcome.
+pub fn came_back(guest: &mut Guest<'_>, kind: Kind, took: Duration) -> Result<Suspend> {
+    let word = if kind.continues() { "continued" } else { "resumed" };
+    let what = format!("`stasis: {word}`");
+    let (continued, done) = guest.wait_for(&what, guest.limits().word, |said| match said.event {
+        Event::Resumed { incarnation, vcpus, phases, slowest_vcpu } => {
+            let slowest_vcpu = Some(slowest_vcpu);
+            Some((false, Suspend { kind, incarnation, vcpus, phases, slowest_vcpu, took }))
+        }
+        Event::Continued { incarnation, vcpus, phases, slowest_vcpu } => {
+            Some((true, Suspend { kind, incarnation, vcpus, phases, slowest_vcpu, took }))
+        }
+        _ => None,
+    })?;
+    if continued != kind.continues() {
+        let other = if continued { "continued" } else { "resumed" };
+        bail!("after {} the guest must say `{word}`, but it says `{other}`", kind.name());
+    }
+    Ok(done)
+}

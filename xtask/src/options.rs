@@ -1,0 +1,61 @@
+//! The options that several commands share.
+//!
+//! Owns their names, defaults and help texts, so that `--memory` means the same everywhere. Turned
+//! down: a configuration file; a command that is typed again should do the same again.
+
+#![forbid(unsafe_code)]
+
+use clap::{Args, ValueEnum};
+
+/// Where the guest runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum On {
+    /// QEMU with real Xen and a Debian dom0, all fetched and kept by xtask.
+    Lab,
+    /// This machine's own Xen: it must be dom0 and have xl.
+    Host,
+}
+
+/// What the guest gets.
+#[derive(Clone, Debug, Args)]
+pub struct GuestOptions {
+    /// Virtual processors of the guest.
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub vcpus: u32,
+    /// Memory of the guest, in MiB.
+    #[arg(long, default_value_t = 64, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..=524_288))]
+    pub memory: u32,
+    /// Words for the kernel's command line, such as "workload=idle log=debug".
+    ///
+    /// Known: evtchn=2l, workload=heartbeat|idle, suspend=xenstore, test=NAME, log=LEVEL. Without workload=, test= or
+    /// bench= among them, workload=heartbeat is put before.
+    #[arg(long, default_value = "", value_name = "WORDS", allow_hyphen_values = true)]
+    pub extra: String,
+}
+
+/// Where a guest under xl runs.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct PlaceOptions {
+    /// Run in the lab or on this machine's own Xen.
+    #[arg(long, value_enum, default_value_t = On::Lab)]
+    pub on: On,
+    /// Lab only: processors of the emulated machine.
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub host_cpus: u32,
+    /// Lab only: Debian's Xen as it is.
+    ///
+    /// It has no shadow paging, so it cannot live-migrate PV guests; everything else works, and the
+    /// 80 seconds that building Xen takes are saved.
+    #[arg(long)]
+    pub stock_xen: bool,
+}
+
+/// What happens to the logs.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct LogOptions {
+    /// Keep this run's logs in a directory of their own.
+    ///
+    /// Without it they are in target/logs/COMMAND/ until the next run of the same command.
+    #[arg(long)]
+    pub keep_logs: bool,
+}

@@ -1,0 +1,139 @@
+//! The end of a run in words and tables.
+//!
+//! Owns how figures are shown: the table per suspend, the table of test layers, durations. Pure.
+//! Turned down: CSV; `data/stasis/*` and the console lines are there for machines.
+
+#![forbid(unsafe_code)]
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use crate::counts::Layer;
+use crate::drive::cycles::Suspend;
+
+/// One row per suspend, in order, and the worst of each column where there are several.
+pub fn suspends(rows: &[Suspend]) -> String {
+    let mut table =
+        table(&["#", "how", "incarnation", "vCPUs", "prepare", "blackout", "resume", "slowest vCPU", "command"]);
+    for (index, row) in rows.iter().enumerate() {
+        table.add_row([
+            (index + 1).to_string(),
+            row.kind.name().to_owned(),
+            row.incarnation.to_string(),
+            row.vcpus.to_string(),
+            duration(row.phases.prepare_ns),
+            duration(row.phases.blackout_ns),
+            duration(row.phases.resume_ns),
+            row.slowest_vcpu.map_or_else(|| "-".to_owned(), |cpu| cpu.to_string()),
+            format!("{:.1} s", row.took.as_secs_f64()),
+        ]);
+    }
+    if rows.len() > 1 {
+        let worst = |pick: fn(&Suspend) -> u64| duration(rows.iter().map(pick).max().unwrap_or(0));
+        table.add_row([
+            String::new(),
+            "worst".to_owned(),
+            String::new(),
+            String::new(),
+            worst(|row| row.phases.prepare_ns),
+            worst(|row| row.phases.blackout_ns),
+            worst(|row| row.phases.resume_ns),
+            String::new(),
+            String::new(),
+        ]);
+    }
+    table.to_string()
+}
+
+/// One row per test layer.
+pub fn layers(rows: &[Layer]) -> String {
+    let mut table = table(&["layer", "passed", "failed", "skipped", "time", "why skipped"]);
+    for row in rows {
+        table.add_row([
+            row.name.clone(),
+            row.counts.passed.to_string(),
+            row.counts.failed.to_string(),
+            row.counts.skipped.to_string(),
+            format!("{:.0} s", row.took.as_secs_f64()),
+            row.skipped_because.clone().unwrap_or_default(),
+        ]);
+    }
+    table.to_string()
+}
+
+/// Nanoseconds with three significant digits and a unit that fits.
+pub fn duration(ns: u64) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
+    let value = ns as f64;
+    for (unit, scale) in [("s", 1e9), ("ms", 1e6), ("us", 1e3)] {
+        if value >= scale {
+            let scaled = value / scale;
+            let digits = if scaled < 9.995 { 2 } else { usize::from(scaled < 99.95) };
+            return format!("{scaled:.digits$} {unit}");
+        }
+    }
+    format!("{ns} ns")
+}
+
+fn table(headers: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header(headers);
+    for (column, header) in table.column_iter_mut().zip(headers) {
+        if !["how", "layer", "why skipped"].contains(header) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::contract::Phases;
+    use crate::drive::cycles::Kind;
+
+    #[test]
+    fn durations_keep_three_digits() {
+        for (ns, want) in [
+            (0, "0 ns"),
+            (999, "999 ns"),
+            (1000, "1.00 us"),
+            (12_345, "12.3 us"),
+            (99_949, "99.9 us"),
+            (123_456, "123 us"),
+            (1_500_000, "1.50 ms"),
+            (2_000_000_000, "2.00 s"),
+        ] {
+            assert_eq!(duration(ns), want, "{ns}");
+        }
+    }
+
+    fn row(incarnation: u64, blackout_ns: u64) -> Suspend {
+        Suspend {
+            kind: Kind::Migrate,
+            incarnation,
+            vcpus: 8,
+            phases: Phases { prepare_ns: 1_000, blackout_ns, resume_ns: 3 },
+            slowest_vcpu: Some(5),
+            took: Duration::from_millis(4200),
+        }
+    }
+
+    #[test]
+    fn the_table_has_a_row_per_suspend_and_the_worst() {
+        let text = suspends(&[row(2, 5_000_000), row(3, 7_000_000)]);
+        for part in ["migrate", "5.00 ms", "7.00 ms", "4.2 s", "slowest vCPU", "worst"] {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+        assert_eq!(text.matches("7.00 ms").count(), 2, "its row and the worst\n{text}");
+        assert!(!suspends(&[row(2, 5)]).contains("worst"), "one row needs no summary");
+    }
+
+    #[test]
+    fn the_layers_table_says_why_something_was_skipped() {
+        let layer = Layer::skipped("miri", "no nightly toolchain");
+        let text = layers(&[layer]);
+        assert!(text.contains("miri") && text.contains("no nightly toolchain"), "{text}");
+    }
+}
