@@ -1,0 +1,204 @@
+//! Self-tests inside the guest, booted as Xen's initial domain, and how it boots with odd input.
+//!
+//! The guest names its self-tests (`test=list`); each becomes a trial that boots it with `test=NAME`
+//! and waits for that test's verdict. Each boot takes about two seconds.
+
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
+use libtest_mimic::Trial;
+use tests::{Invocation, Transcript, build, session, verdict};
+use xtask::commands::direct::boot;
+use xtask::drive::direct::{Goal, Told};
+use xtask::drive::guest::backtrace;
+use xtask::drive::watch::Failure;
+use xtask::lab::{self, DirectConfig, Prepared};
+
+/// Some self-tests need several vCPUs; four on two processors is also the case with overcommit.
+const VCPUS: u32 = 4;
+
+/// What every boot needs.
+struct Bench {
+    prepared: Prepared,
+    kernel: PathBuf,
+    logs: PathBuf,
+}
+
+/// A trial that needs no more than the bench.
+type Work = fn(&Bench) -> Result<()>;
+
+/// A boot and all that came out of it.
+struct Seen {
+    outcome: Result<Told>,
+    lines: Vec<String>,
+}
+
+impl Bench {
+    fn set_up() -> Result<Bench> {
+        let session = session("direct")?;
+        let kernel = build(&session)?.path;
+        let prepared = lab::prepare(&session.terminal, false)?;
+        Ok(Bench { prepared, kernel, logs: session.logs })
+    }
+
+    fn boot(&self, name: &str, cmdline: &str, vcpus: u32, memory_mib: u32, goal: Goal) -> Result<Seen> {
+        let config = DirectConfig {
+            kernel: self.kernel.clone(),
+            cmdline: cmdline.to_owned(),
+            vcpus,
+            memory_mib,
+            host_cpus: 2,
+            xen_args: Vec::new(),
+            logs: self.logs.join(name.replace("::", "-")),
+            limit: Duration::from_secs(60 + u64::from(vcpus)),
+        };
+        let mut transcript = Transcript::open(&self.logs, name)?;
+        let mut lines = Vec::new();
+        let outcome = boot(&self.prepared, &config, goal, &mut |line| {
+            transcript.line(line);
+            lines.push(line.to_owned());
+        });
+        Ok(Seen { outcome, lines })
+    }
+
+    fn good(&self, name: &str, cmdline: &str, vcpus: u32, memory_mib: u32) -> Result<Told> {
+        self.boot(name, cmdline, vcpus, memory_mib, Goal::from_cmdline(cmdline, 2))?.outcome
+    }
+}
+
+impl Seen {
+    fn says(&self, parts: &[&str]) -> bool {
+        self.lines.iter().any(|line| line.starts_with("stasis: ") && parts.iter().all(|part| line.contains(part)))
+    }
+
+    fn all(&self) -> String {
+        self.lines.join("\n")
+    }
+}
+
+/// An unknown key is named on the console and ignored.
+fn unknown_key(bench: &Bench) -> Result<()> {
+    let seen = bench.boot("unknown-key", "workload=idle frobnicate=7", 2, 64, Goal::Online)?;
+    ensure!(seen.says(&["frobnicate"]), "the unknown key is not named:\n{}", seen.all());
+    seen.outcome.map(drop)
+}
+
+/// A malformed value stops the boot and says which key and value.
+fn malformed_value(bench: &Bench) -> Result<()> {
+    for (key, value) in [("evtchn", "banana"), ("workload", "nonsense"), ("suspend", "perhaps"), ("log", "loud")] {
+        let seen = bench.boot(&format!("malformed-{key}"), &format!("{key}={value}"), 2, 64, Goal::End)?;
+        ensure!(!seen.says(&["stasis: online"]), "{key}={value} went online:\n{}", seen.all());
+        ensure!(seen.says(&[key, value]), "{key}={value} is not named:\n{}", seen.all());
+    }
+    Ok(())
+}
+
+/// A self-test that does not exist is a malformed value too.
+fn unknown_test(bench: &Bench) -> Result<()> {
+    let seen = bench.boot("unknown-test", "test=no-such-test", 2, 64, Goal::End)?;
+    ensure!(seen.says(&["no-such-test"]), "the unknown test is not named:\n{}", seen.all());
+    ensure!(!seen.says(&["result=pass"]), "an unknown test passed:\n{}", seen.all());
+    Ok(())
+}
+
+/// More vCPUs than supported: said, and not half run.
+fn too_many_vcpus(bench: &Bench) -> Result<()> {
+    let seen = bench.boot("too-many-vcpus", "workload=idle", 1500, 256, Goal::End)?;
+    ensure!(!seen.says(&["stasis: online"]), "1500 vCPUs went online:\n{}", seen.all());
+    ensure!(seen.says(&["vcpu"]), "too many vCPUs are not named:\n{}", seen.all());
+    Ok(())
+}
+
+/// Too little memory: said, not a triple fault.
+fn too_little_memory(bench: &Bench) -> Result<()> {
+    let seen = bench.boot("too-little-memory", "workload=idle", 64, 6, Goal::End)?;
+    ensure!(!seen.says(&["stasis: online"]), "64 vCPUs went online in 6 MiB:\n{}", seen.all());
+    let by_guest = seen.says(&["memory"]);
+    let by_xen = seen.lines.iter().any(|line| line.contains("Not enough RAM") || line.contains("not enough memory"));
+    ensure!(by_guest || by_xen, "nobody says that memory is short:\n{}", seen.all());
+    Ok(())
+}
+
+/// A panic on the last vCPU ends the domain, tells that CPU, and its backtrace leads to the culprit.
+fn dies_well(bench: &Bench, test: &str, culprit: &str) -> Result<()> {
+    let seen = bench.boot(&format!("test::{test}"), &format!("test={test}"), VCPUS, 64, Goal::End)?;
+    let error = match seen.outcome {
+        Ok(_) => bail!("test={test} did not panic:\n{}", seen.lines.join("\n")),
+        Err(error) => error,
+    };
+    let Some(Failure::Panic(panic)) = error.downcast_ref::<Failure>() else {
+        return Err(error.context(format!("test={test} must end in a panic")));
+    };
+    ensure!(panic.cpu == VCPUS - 1, "it panicked on CPU {}, not on the last: {error:#}", panic.cpu);
+    let frames = backtrace(&panic.pcs, Some(&bench.kernel)).join("\n");
+    ensure!(frames.contains(culprit), "the backtrace does not lead to {culprit}:\n{frames}");
+    Ok(())
+}
+
+/// A stack overflow hits the guard page: the domain is ended by Xen, nothing is overwritten in silence.
+fn stack_overflow(bench: &Bench) -> Result<()> {
+    let seen = bench.boot("test::stack-overflow", "test=stack-overflow", VCPUS, 64, Goal::End)?;
+    ensure!(!seen.says(&["stack-overflow", "result="]), "the guest lived on:\n{}", seen.all());
+    let by_xen = seen.lines.iter().any(|line| line.starts_with("(XEN)") && line.to_lowercase().contains("crash"));
+    ensure!(by_xen, "Xen did not end the domain:\n{}", seen.all());
+    Ok(())
+}
+
+/// How the self-test of this name is judged: most give their own verdict, some are meant to die.
+fn self_test(bench: &Bench, name: &str) -> Result<()> {
+    match name {
+        "panic" | "exception" => dies_well(bench, name, "selftest::fatal"),
+        "stack-overflow" => stack_overflow(bench),
+        _ => bench.good(&format!("test::{name}"), &format!("test={name}"), VCPUS, 64).map(drop),
+    }
+}
+
+fn trials(bench: Result<Bench>) -> Vec<Trial> {
+    let bench = match bench {
+        Ok(bench) => Arc::new(bench),
+        Err(error) => return vec![Trial::test("set_up", move || verdict(Err(error)))],
+    };
+    let mut trials = Vec::new();
+    let offered = bench.boot("list", "test=list", 1, 64, Goal::List).and_then(|seen| seen.outcome);
+    let names = offered.as_ref().map_or_else(|_| Vec::new(), |told| told.tests.clone());
+    trials.push(Trial::test("offers_self_tests", move || verdict(offered.map(drop))));
+    for name in names {
+        let bench = Arc::clone(&bench);
+        trials.push(Trial::test(format!("self_test::{name}"), move || verdict(self_test(&bench, &name))));
+    }
+    for (vcpus, memory_mib) in [(1, 16), (1, 64), (2, 64), (8, 64), (33, 64), (64, 128), (128, 256), (2, 1024)] {
+        let bench = Arc::clone(&bench);
+        let name = format!("heartbeat::{vcpus}_vcpus_{memory_mib}_mib");
+        let boot_name = name.clone();
+        let run = move || bench.good(&boot_name, "workload=heartbeat", vcpus, memory_mib).map(drop);
+        trials.push(Trial::test(name, move || verdict(run())));
+    }
+    let odd: [(&str, Work); 5] = [
+        ("odd::unknown_key", unknown_key),
+        ("odd::malformed_value", malformed_value),
+        ("odd::unknown_test", unknown_test),
+        ("odd::too_many_vcpus", too_many_vcpus),
+        ("odd::too_little_memory", too_little_memory),
+    ];
+    for (name, work) in odd {
+        let bench = Arc::clone(&bench);
+        trials.push(Trial::test(name, move || verdict(work(&bench))));
+    }
+    trials
+}
+
+fn main() {
+    let invocation = Invocation::from_env();
+    // The names of the self-tests are the guest's: without booting it there is one trial for all.
+    let trials = if invocation.will_run() {
+        trials(Bench::set_up())
+    } else {
+        let outcome = || bail!("the guest's tests are known when it has booted");
+        vec![Trial::test("everything", move || verdict(outcome()))]
+    };
+    invocation.conclude(trials)
+}

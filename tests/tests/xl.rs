@@ -1,0 +1,62 @@
+//! The ladder under xl: start, save, restore, checkpoint, migrate, fail, end; one lab for all steps.
+//!
+//! Each step creates its own guest and sees it gone from Xen and xenstore at its end, so any of them
+//! can be run alone (`cargo test -p tests --test xl -- migrate::`) and a failed one leaves nothing to
+//! the next. The order is from plain to hard. `steps` are the good ways, `trouble` the others.
+
+#![forbid(unsafe_code)]
+
+#[path = "xl/place.rs"]
+mod place;
+#[path = "xl/steps.rs"]
+mod steps;
+#[path = "xl/trouble.rs"]
+mod trouble;
+
+use anyhow::Result;
+use libtest_mimic::Trial;
+use place::Place;
+use tests::{Invocation, Shared, verdict};
+use xtask::drive::cycles::Kind;
+
+type Step = Box<dyn FnOnce(&mut Place) -> Result<()> + Send>;
+
+fn ladder() -> Vec<(String, Step)> {
+    let mut ladder: Vec<(String, Step)> = Vec::new();
+    let mut step = |name: &str, work: Step| ladder.push((name.to_owned(), work));
+    step("start", Box::new(|place| steps::start(place, 8, 64)));
+    step("start::smallest", Box::new(|place| steps::start(place, 1, 16)));
+    step("end::shutdown", Box::new(steps::shutdown));
+    step("end::reboot", Box::new(steps::reboot));
+    step("end::destroy", Box::new(steps::destroy));
+    step("xenstore::figures", Box::new(steps::figures_in_xenstore));
+    step("save::twice", Box::new(|place| steps::suspends(place, Kind::SaveRestore, 8, 64, 2)));
+    step("checkpoint::three_times", Box::new(|place| steps::suspends(place, Kind::Checkpoint, 8, 64, 3)));
+    step("migrate::twice", Box::new(|place| steps::suspends(place, Kind::Migrate, 8, 64, 2)));
+    step("migrate::ten_times", Box::new(|place| steps::suspends(place, Kind::Migrate, 4, 32, 10)));
+    for (vcpus, memory_mib) in [(1, 32), (2, 32), (33, 64), (64, 128), (128, 256)] {
+        for (word, kind) in [("save", Kind::SaveRestore), ("migrate", Kind::Migrate)] {
+            let name = format!("{word}::{vcpus}_vcpus");
+            step(&name, Box::new(move |place| steps::suspends(place, kind, vcpus, memory_mib, 1)));
+        }
+    }
+    step("checkpoint::33_vcpus", Box::new(|place| steps::suspends(place, Kind::Checkpoint, 33, 64, 1)));
+    step("mixed", Box::new(steps::mixed));
+    step("trouble::receiver_never_answers", Box::new(trouble::receiver_never_answers));
+    step("trouble::receiver_killed", Box::new(trouble::receiver_killed));
+    step("trouble::garbage_request", Box::new(trouble::garbage_request));
+    step("trouble::withdrawn_request", Box::new(trouble::withdrawn_request));
+    step("trouble::second_request", Box::new(trouble::second_request));
+    step("nothing_left_behind", Box::new(Place::nothing_left_behind));
+    ladder
+}
+
+fn main() {
+    let invocation = Invocation::from_env();
+    let place = Shared::<Place>::new();
+    let trials = ladder().into_iter().map(|(name, work)| {
+        let place = place.clone();
+        Trial::test(name, move || verdict(place.with(Place::set_up, work)))
+    });
+    invocation.conclude(trials.collect())
+}

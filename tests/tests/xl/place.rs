@@ -1,0 +1,110 @@
+//! The lab that all steps share, and how a step gets a guest in it.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tests::{Transcript, build, session};
+use xtask::drive::guest::{Guest, Limits};
+use xtask::host::Host;
+use xtask::lab::{Lab, LabConfig, memory_for};
+use xtask::xlcfg::GuestConfig;
+
+/// The largest guest of the ladder; the lab's memory is for two of them.
+const LARGEST: (u32, u32) = (128, 256);
+
+/// A booted lab with the kernel in it.
+pub(crate) struct Place {
+    host: Lab,
+    image: PathBuf,
+    kernel: String,
+    logs: PathBuf,
+    guests: u32,
+    /// What xenstore held before the first guest.
+    nodes_before: Vec<String>,
+}
+
+impl Place {
+    /// Builds the kernel and boots the lab.
+    pub(crate) fn set_up() -> Result<Place> {
+        let session = session("xl")?;
+        let image = build(&session)?.path;
+        let config = LabConfig {
+            host_cpus: 2,
+            memory: memory_for(LARGEST.0, LARGEST.1, 2),
+            shadow_xen: true,
+            xen_args: Vec::new(),
+            logs: session.logs.clone(),
+        };
+        let mut host = Lab::boot(&config, &session.terminal)?;
+        let bytes = fs::read(&image).with_context(|| format!("cannot read {}", image.display()))?;
+        let kernel = host.put("stasis.elf", &bytes)?;
+        let nodes_before = nodes(&mut host)?;
+        Ok(Place { host, image, kernel, logs: session.logs, guests: 0, nodes_before })
+    }
+
+    /// Starts a guest, waits until it is online and beats, lets `work` do its worst, and makes sure that
+    /// the domain is gone afterwards. `work` may end the guest itself.
+    pub(crate) fn with_guest(
+        &mut self,
+        vcpus: u32,
+        memory_mib: u32,
+        work: impl FnOnce(&mut Guest<'_>) -> Result<()>,
+    ) -> Result<()> {
+        self.guests += 1;
+        // A name of its own for each: consoles are logged by name, and a failed step must not speak into the next.
+        let name = format!("stasis{}", self.guests);
+        let config = GuestConfig {
+            name: name.clone(),
+            kernel: self.kernel.clone(),
+            vcpus,
+            memory_mib,
+            cmdline: "workload=heartbeat".to_owned(),
+            on_reboot: "restart",
+        };
+        let mut transcript = Transcript::open(&self.logs, &format!("guest-{name}"))?;
+        let mut show = |line: &str| transcript.line(line);
+        let limits = Limits::for_guest(vcpus, memory_mib);
+        let image = Some(self.image.clone());
+        let outcome = Guest::create(&mut self.host, config, limits, image, &mut show).and_then(|mut guest| {
+            guest.wait_online()?;
+            guest.wait_heartbeats(1)?;
+            work(&mut guest)
+        });
+        let cleared = self.clear(&name);
+        outcome.with_context(|| format!("guest {name}, {vcpus} vCPUs, {memory_mib} MiB")).and(cleared)
+    }
+
+    /// Destroys whatever is left of a guest, under any of the names that a migration gives it.
+    fn clear(&mut self, name: &str) -> Result<()> {
+        let script = format!(
+            "for n in {name} {name}--incoming {name}--migratedaway; do xl destroy $n 2>/dev/null; done; \
+             i=0; while [ \"$(xl list | wc -l)\" -gt 2 ] && [ $i -lt 50 ]; do i=$((i+1)); sleep 0.2; done; xl list"
+        );
+        let list = self.host.sh(&script, Duration::from_secs(60))?.output;
+        if list.lines().count() > 2 {
+            bail!("a domain is left after the step:\n{list}");
+        }
+        Ok(())
+    }
+
+    /// xenstore holds what it held before the first guest, and nothing of any guest.
+    pub(crate) fn nothing_left_behind(&mut self) -> Result<()> {
+        if self.guests == 0 {
+            self.with_guest(2, 32, |guest| guest.power_off())?;
+        }
+        let now = nodes(&mut self.host)?;
+        let left: Vec<&String> = now.iter().filter(|node| !self.nodes_before.contains(node)).collect();
+        if !left.is_empty() {
+            bail!("{} guests left {} nodes in xenstore: {left:?}", self.guests, left.len());
+        }
+        Ok(())
+    }
+}
+
+/// The path of every node in xenstore.
+fn nodes(host: &mut Lab) -> Result<Vec<String>> {
+    let listing = host.sh("xenstore-ls -f /", Duration::from_secs(60))?.expect_ok("xenstore-ls")?;
+    Ok(listing.lines().filter_map(|line| line.split(" = ").next()).map(str::to_owned).collect())
+}

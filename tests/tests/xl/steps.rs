@@ -1,0 +1,130 @@
+//! The good ways through the ladder.
+
+use anyhow::{Context, Result, bail, ensure};
+use xtask::contract::Event;
+use xtask::drive::cycles::{Expect, Kind, suspend};
+use xtask::drive::guest::Guest;
+
+use crate::place::Place;
+
+/// Heartbeats, and the memory check after every suspend.
+pub(crate) const WELL: Expect = Expect { heartbeat: true };
+
+/// Starts, beats, powers off.
+pub(crate) fn start(place: &mut Place, vcpus: u32, memory_mib: u32) -> Result<()> {
+    place.with_guest(vcpus, memory_mib, |guest| {
+        guest.wait_heartbeats(2)?;
+        guest.power_off()
+    })
+}
+
+/// Suspends `times` in one way.
+pub(crate) fn suspends(place: &mut Place, kind: Kind, vcpus: u32, memory_mib: u32, times: u32) -> Result<()> {
+    place.with_guest(vcpus, memory_mib, |guest| {
+        for n in 1..=times {
+            let done = suspend(guest, kind, WELL).with_context(|| format!("{} {n} of {times}", kind.name()))?;
+            ensure!(done.vcpus == vcpus, "{} of {vcpus} vCPUs came back", done.vcpus);
+        }
+        guest.power_off()
+    })
+}
+
+/// All three ways in the life of one guest: each leaves it fit for the next.
+pub(crate) fn mixed(place: &mut Place) -> Result<()> {
+    place.with_guest(8, 64, |guest| {
+        for kind in [Kind::Checkpoint, Kind::Migrate, Kind::Checkpoint, Kind::SaveRestore, Kind::Migrate] {
+            suspend(guest, kind, WELL).with_context(|| kind.name().to_owned())?;
+        }
+        guest.power_off()
+    })
+}
+
+/// `xl shutdown -w` is answered and waited for.
+pub(crate) fn shutdown(place: &mut Place) -> Result<()> {
+    place.with_guest(2, 32, |guest| {
+        let domid = domid(guest)?;
+        guest.watch().expect_shutdown();
+        let script = format!("xl shutdown -w {}", guest.name());
+        guest.command_ok(&script, guest.limits().command)?;
+        said_shutdown(guest, "poweroff")?;
+        guest.wait_gone(&domid)
+    })
+}
+
+/// `xl reboot` brings a new domain that boots from the start.
+pub(crate) fn reboot(place: &mut Place) -> Result<()> {
+    place.with_guest(2, 32, |guest| {
+        let before = domid(guest)?;
+        guest.watch().expect_reboot();
+        let script = format!("xl reboot {}", guest.name());
+        guest.command_ok(&script, guest.limits().command)?;
+        said_shutdown(guest, "reboot")?;
+        guest.wait_online().context("after the reboot")?;
+        guest.wait_heartbeats(1)?;
+        let after = domid(guest)?;
+        ensure!(before != after, "domain {before} is still the same after a reboot");
+        guest.wait_gone(&before)?;
+        guest.power_off()
+    })
+}
+
+/// `xl destroy` of a running guest leaves nothing.
+pub(crate) fn destroy(place: &mut Place) -> Result<()> {
+    place.with_guest(8, 64, |guest| {
+        let domid = domid(guest)?;
+        let script = format!("xl destroy {}", guest.name());
+        guest.command_ok(&script, guest.limits().command)?;
+        guest.wait_gone(&domid)
+    })
+}
+
+/// The facts of the last suspend stand in xenstore as they were said on the console.
+pub(crate) fn figures_in_xenstore(place: &mut Place) -> Result<()> {
+    place.with_guest(4, 32, |guest| {
+        for kind in [Kind::Checkpoint, Kind::SaveRestore] {
+            let done = suspend(guest, kind, WELL)?;
+            let domid = domid(guest)?;
+            for (key, want) in [
+                ("incarnation", done.incarnation),
+                ("vcpus", u64::from(done.vcpus)),
+                ("prepare_ns", done.phases.prepare_ns),
+                ("blackout_ns", done.phases.blackout_ns),
+                ("resume_ns", done.phases.resume_ns),
+            ] {
+                let script = format!("xenstore-read /local/domain/{domid}/data/stasis/{key}");
+                let value = guest.command_ok(&script, guest.limits().command)?;
+                let value = value.trim();
+                ensure!(
+                    value == want.to_string(),
+                    "after {}: data/stasis/{key} is {value}, said was {want}",
+                    kind.name()
+                );
+            }
+        }
+        for reason in ["poweroff", "reboot", "suspend"] {
+            let domid = domid(guest)?;
+            let script = format!("xenstore-read /local/domain/{domid}/control/feature-{reason}");
+            let value = guest.command_ok(&script, guest.limits().command)?;
+            ensure!(value.trim() == "1", "control/feature-{reason} is {value}");
+        }
+        guest.power_off()
+    })
+}
+
+/// The guest's domain id right now.
+pub(crate) fn domid(guest: &mut Guest<'_>) -> Result<String> {
+    let script = format!("xl domid {}", guest.name());
+    let id = guest.command_ok(&script, guest.limits().command)?.trim().to_owned();
+    if id.is_empty() || !id.chars().all(|c| c.is_ascii_digit()) {
+        bail!("`{script}` says {id:?}");
+    }
+    Ok(id)
+}
+
+fn said_shutdown(guest: &mut Guest<'_>, wanted: &str) -> Result<()> {
+    let what = format!("`stasis: shutdown reason={wanted}`");
+    guest.wait_for(&what, guest.limits().word, |said| match &said.event {
+        Event::Shutdown { reason } if reason == wanted => Some(()),
+        _ => None,
+    })
+}
