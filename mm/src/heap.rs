@@ -103,8 +103,13 @@ impl Heap {
         if layout.size() == 0 {
             return ptr::without_provenance_mut(layout.align());
         }
-        // SAFETY: the size is not 0.
-        let memory = self.talc.with(|talc| unsafe { talc.allocate(layout) });
+        let memory = self.talc.with(|talc| {
+            if layout.size() > sane_size(talc) {
+                return None;
+            }
+            // SAFETY: the size is not 0, and sane.
+            unsafe { talc.allocate(layout) }
+        });
         memory.map_or(ptr::null_mut(), NonNull::as_ptr)
     }
 
@@ -145,6 +150,12 @@ impl Heap {
     }
 }
 
+/// More than this is refused without asking `talc`: it adds sizes to addresses and compares, and in the upper half of the
+/// address space a size that no memory has (but a `Layout` may) would wrap around and seem to fit.
+fn sane_size(talc: &Talc<Manual, DefaultBinning>) -> usize {
+    talc.counters().claimed_bytes
+}
+
 /// The largest size that can be allocated, found by halving.
 fn largest(talc: &mut Talc<Manual, DefaultBinning>) -> usize {
     let (mut fits, mut too_large) = (0, talc.counters().available_bytes + 1);
@@ -178,8 +189,13 @@ unsafe impl GlobalAlloc for Heap {
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         self.check_seal("reallocation", layout);
-        // SAFETY: `memory` was allocated with `layout`, and neither size is 0, says the caller.
-        let in_place = self.talc.with(|talc| unsafe { talc.try_realloc_in_place(memory, layout, new_size) });
+        let in_place = self.talc.with(|talc| {
+            if new_size > sane_size(talc) {
+                return false;
+            }
+            // SAFETY: `memory` was allocated with `layout`, and neither size is 0, says the caller.
+            unsafe { talc.try_realloc_in_place(memory, layout, new_size) }
+        });
         if in_place {
             return memory;
         }
@@ -235,7 +251,9 @@ mod tests {
 
     fn with_heap(size: usize, test: impl FnOnce(&Heap)) {
         let _on = hosted::enter(CpuId::BOOT);
-        let mut memory = vec![0_u64; size / 8];
+        // Twice as large as it says: `talc` steps over the end of what it was given, by less than it was given, and
+        // only compares. Miri wants even that to stay within one object.
+        let mut memory = vec![0_u64; 2 * size / 8];
         let heap = Heap::new();
         // SAFETY: ours until the end of this function, which the heap doesn't survive.
         assert!(unsafe { heap.give(memory.as_mut_ptr().cast(), size) });
@@ -285,6 +303,12 @@ mod tests {
     fn too_much_is_null_and_harmless() {
         with_heap(64 * 1024, |heap| {
             assert!(heap.allocate(layout(128 * 1024, 8)).is_null());
+            // Miri stops here if `talc` sees it; on Xen its sum would wrap around and fit.
+            let huge = layout(isize::MAX.cast_unsigned() - 4095, 16);
+            assert!(heap.allocate(huge).is_null());
+            let small = heap.allocate(layout(16, 16));
+            // SAFETY: from this heap with this layout.
+            assert!(unsafe { heap.realloc(small, layout(16, 16), huge.size()) }.is_null());
             assert!(!heap.allocate(layout(1024, 8)).is_null());
         });
     }

@@ -87,26 +87,28 @@ pub unsafe fn init(mmu: &mut impl Mmu, boot: &BootMemory) -> Result<Memory, MmEr
 fn mapped_end(mmu: &impl Mmu, p2m: &P2m, boot: &BootMemory) -> Result<Pfn, MmError> {
     let mut pfn = boot.first_free;
     while pfn.get() < boot.nr_pages {
-        let mut table = boot.tables.start;
-        for level in (1..=4).rev() {
-            let entry = read_entry(mmu, Via::Image, table, index(level, pfn.image_va()));
-            let Some(mfn) = entry.mfn() else { return Ok(pfn) };
-            if level == 1 {
-                break;
+        let Some(l1) = builder_l1(mmu, p2m, boot, pfn)? else { return Ok(pfn) };
+        for i in index(1, pfn.image_va())..ENTRIES {
+            if pfn.get() == boot.nr_pages || !read_entry(mmu, Via::Image, l1, i).is_present() {
+                return Ok(pfn);
             }
-            table = match p2m.pfn(mmu, mfn) {
-                Some(next) if boot.tables.contains(next) => next,
-                _ => {
-                    return Err(MmError::Builder {
-                        va: pfn.image_va(),
-                        what: "mapped by a table that start_info does not count",
-                    });
-                }
-            };
+            pfn = pfn.plus(1);
         }
-        pfn = pfn.plus(1);
     }
     Ok(pfn)
+}
+
+/// The builder's L1 table for `pfn` in the image's mapping; `None` if there is none.
+fn builder_l1(mmu: &impl Mmu, p2m: &P2m, boot: &BootMemory, pfn: Pfn) -> Result<Option<Pfn>, MmError> {
+    let va = pfn.image_va();
+    let mut table = boot.tables.start;
+    for level in (2..=4).rev() {
+        let Some(mfn) = read_entry(mmu, Via::Image, table, index(level, va)).mfn() else { return Ok(None) };
+        // Another table would not be in the image's mapping, and could not be read.
+        let counted = p2m.pfn(mmu, mfn).filter(|next| boot.tables.contains(*next));
+        table = counted.ok_or(MmError::Builder { va, what: "mapped by a table that start_info does not count" })?;
+    }
+    Ok(Some(table))
 }
 
 /// Fills all tables of the plan. Returns the L3 tables of the direct map and of the area.

@@ -9,7 +9,7 @@ use std::collections::btree_map::Entry;
 
 use mm::layout::{PAGE_SIZE, STACK_SIZE, STACKS_BASE, stack_bottom};
 use mm::{Access, Memory, MmError, Mmu, Pfn, fixmap, init, protect_image};
-use model::builder::build;
+use model::builder::{SMALL, build};
 use model::{Pages, Xen, audit};
 use proptest::prelude::*;
 
@@ -49,7 +49,7 @@ struct Tested {
 
 impl Tested {
     fn new() -> Tested {
-        let (mut xen, boot) = build(1500);
+        let (mut xen, boot) = build(SMALL);
         // SAFETY: the model's memory is nobody's; the model checks all the rest.
         let memory = unsafe { init(&mut xen, &boot) }.expect("a good domain");
         // SAFETY: as above.

@@ -33,10 +33,13 @@ impl Mappings {
 
 fn descend(xen: &Xen, table: Mfn, level: u32, base: u64, above: (bool, bool), found: &mut Vec<Mapping>) {
     for i in 0..512 {
-        let entry = Entry::from_raw(xen.frame(table).read(i));
-        let Some(mfn) = entry.mfn() else {
-            assert_eq!(entry.raw(), 0, "a non-present entry keeps something");
+        let raw = xen.frame(table).read(i);
+        if raw == 0 {
             continue;
+        }
+        let entry = Entry::from_raw(raw);
+        let Some(mfn) = entry.mfn() else {
+            panic!("a non-present entry keeps something: {raw:#x}");
         };
         let mut va = base + i * span(level);
         if level == 4 && i >= 256 {

@@ -1,15 +1,27 @@
 //! The domain builder: lays out a domain as `tools/libs/guest/xg_dom_x86.c` does, and hands it over.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 
-use mm::layout::{IMAGE_BASE, P2M_BASE, PAGE_SIZE, index};
+use mm::layout::{P2M_BASE, PAGE_SIZE, index};
 use mm::{BootMemory, Entry, Flags, Image, Mfn, Pfn, PfnRange};
 
 use super::{Calls, Frame, Kind, Owner, Xen};
 
 /// Machine frames below ours, so that no mfn is its pfn.
 const OTHERS: u64 = 10;
+
+/// First page of the image, and what the end of the mapping is rounded up to. Miri gets a smaller domain than a real builder
+/// would make.
+const FIRST: u64 = if cfg!(miri) { 8 } else { 256 };
+const ROUND: u64 = if cfg!(miri) { 32 } else { 1024 };
+/// Least padding behind the last thing mapped.
+const PADDING: u64 = if cfg!(miri) { 4 } else { 128 };
+
+/// The smallest domain that is enough for all tests.
+pub(crate) const SMALL: u64 = if cfg!(miri) { 600 } else { 1500 };
+/// One that is too small for [`mm::init`], but not for the builder.
+pub(crate) const TOO_SMALL: u64 = if cfg!(miri) { 300 } else { 1033 };
 
 /// What may differ from domain to domain.
 #[derive(Clone, Debug)]
@@ -26,7 +38,7 @@ pub(crate) struct Shape {
 
 impl Shape {
     pub(crate) fn of(nr_pages: u64) -> Shape {
-        Shape { nr_pages, image: [40, 10, 30], p2m_gap: 0, holes: Vec::new() }
+        Shape { nr_pages, image: if cfg!(miri) { [4, 2, 8] } else { [40, 10, 30] }, p2m_gap: 0, holes: Vec::new() }
     }
 }
 
@@ -46,12 +58,12 @@ struct Tables<'a> {
     nr_pages: u64,
     root: Pfn,
     next: Pfn,
-    known: HashMap<(u32, u64), Pfn>,
+    known: BTreeMap<(u32, u64), Pfn>,
 }
 
 impl Tables<'_> {
     fn new(frames: &mut Vec<Frame>, nr_pages: u64, first: Pfn) -> Tables<'_> {
-        Tables { frames, nr_pages, root: first, next: first.plus(1), known: HashMap::new() }
+        Tables { frames, nr_pages, root: first, next: first.plus(1), known: BTreeMap::new() }
     }
 
     fn map(&mut self, va: u64, pfn: Pfn, writable: bool) {
@@ -92,7 +104,7 @@ pub(crate) fn build_shape(shape: &Shape) -> (Xen, BootMemory) {
     frames.push(Frame::new(Owner::Shared));
 
     let [text, rodata, data] = shape.image;
-    let text = PfnRange::new(256..256 + text);
+    let text = PfnRange::new(FIRST..FIRST + text);
     let rodata = PfnRange::new(text.end.get()..text.end.get() + rodata);
     let data = PfnRange::new(rodata.end.get()..rodata.end.get() + data);
     let image = Image { text, rodata, data, window: data.start.plus(2), guard: data.start.plus(5) };
@@ -101,7 +113,7 @@ pub(crate) fn build_shape(shape: &Shape) -> (Xen, BootMemory) {
     let first_table = data.end.plus(3);
     let (mut nr_tables, mut mapped_end) = (0, 0);
     loop {
-        let end = (first_table.get() + nr_tables + 1 + 128).next_multiple_of(1024);
+        let end = (first_table.get() + nr_tables + 1 + PADDING).next_multiple_of(ROUND);
         let needs = 3 + end.div_ceil(512);
         if needs == nr_tables && end == mapped_end {
             break;
@@ -140,7 +152,14 @@ pub(crate) fn build_shape(shape: &Shape) -> (Xen, BootMemory) {
     }
 
     let root = mfn(nr_pages, first_table.get());
-    let mut xen = Xen { frames, root, tlb: RefCell::new(HashMap::new()), calls: Calls::default(), fail_call: None };
+    let mut xen = Xen {
+        frames,
+        root,
+        tlb: RefCell::new(BTreeMap::new()),
+        last: Cell::new(None),
+        calls: Calls::default(),
+        fail_call: None,
+    };
     xen.get_type(root, Kind::Table(4)).expect("vcpu 0 runs on it");
     xen.get_type(root, Kind::Table(4)).expect("pinned");
     xen.frame_mut(root).pinned = true;
@@ -161,6 +180,3 @@ impl Xen {
         self.frame_mut(table).write(index(level, va), entry.raw());
     }
 }
-
-/// A part of the builder's mapping that no image uses.
-pub(crate) const SOMEWHERE_IN_PADDING: u64 = IMAGE_BASE + 1000 * PAGE_SIZE;

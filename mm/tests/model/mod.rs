@@ -19,8 +19,8 @@
 pub(crate) mod audit;
 pub(crate) mod builder;
 
-use std::cell::RefCell;
-use std::collections::HashMap;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 
 use mm::layout::{M2P_BASE, M2P_END, PAGE_SIZE, index};
 use mm::{Entry, Flags, Flush, FrameSource, Memory, Mfn, Mmu, Pfn, PfnRange};
@@ -92,7 +92,9 @@ impl Calls {
 pub(crate) struct Xen {
     frames: Vec<Frame>,
     root: Mfn,
-    tlb: RefCell<HashMap<u64, Entry>>,
+    tlb: RefCell<BTreeMap<u64, Entry>>,
+    /// The last page that was accessed, while no table has changed since: saves the walk.
+    last: Cell<Option<(u64, Entry)>>,
     pub(crate) calls: Calls,
     /// The hypercall with this number (counted by [`Calls::total`]) fails with ENOMEM.
     pub(crate) fail_call: Option<u64>,
@@ -146,9 +148,16 @@ impl Xen {
     fn access(&self, va: u64, write: bool) -> Mfn {
         assert!(va.is_multiple_of(8), "unaligned access to {va:#x}");
         let page = va & !(PAGE_SIZE - 1);
-        let Some(entry) = self.effective(va) else { panic!("page fault: {va:#x} is not mapped") };
-        let known = *self.tlb.borrow_mut().entry(page).or_insert(entry);
-        assert!(known == entry, "stale TLB entry at {va:#x}: {known:?}, should be {entry:?}");
+        let entry = match self.last.get() {
+            Some((last, entry)) if last == page => entry,
+            _ => {
+                let Some(entry) = self.effective(va) else { panic!("page fault: {va:#x} is not mapped") };
+                let known = *self.tlb.borrow_mut().entry(page).or_insert(entry);
+                assert!(known == entry, "stale TLB entry at {va:#x}: {known:?}, should be {entry:?}");
+                self.last.set(Some((page, entry)));
+                entry
+            }
+        };
         assert!(!write || entry.flags().contains(Flags::WRITABLE), "page fault: {va:#x} is read-only");
         entry.mfn().expect("present")
     }
@@ -189,9 +198,11 @@ impl Xen {
 
     fn validate(&mut self, mfn: Mfn, level: u32) -> Result<(), Errno> {
         for i in 0..512 {
-            let result = self.get_entry(level, i, self.frame(mfn).read(i));
-            match result {
-                Ok(0) => {}
+            let raw = self.frame(mfn).read(i);
+            if raw == 0 {
+                continue;
+            }
+            match self.get_entry(level, i, raw) {
                 Ok(stored) => self.frame_mut(mfn).write(i, stored),
                 Err(errno) => {
                     for done in 0..i {
@@ -260,6 +271,7 @@ impl Xen {
             return Err(Errno::EINVAL);
         }
         let Some(Kind::Table(level)) = self.frame(table).kind() else { return Err(Errno::EINVAL) };
+        self.last.set(None);
         let new = self.get_entry(level, index, value)?;
         let old = self.frame(table).read(index);
         self.frame_mut(table).write(index, new);
