@@ -20,6 +20,7 @@ use crate::{console, executor, panic, suspend, timer};
 const RETRY_NS: u64 = 1_000_000_000;
 
 static STORE: Once<Store> = Once::new();
+static PAGE: Once<&'static XenstoreDomainInterface> = Once::new();
 /// The store's port. Written by vcpu 0, at boot and while all others are parked.
 static PORT: AtomicU32 = AtomicU32::new(0);
 
@@ -39,6 +40,15 @@ pub(crate) fn set_port(port: u32) {
     PORT.store(port, Ordering::Relaxed);
 }
 
+/// Marks the ring page dirty, just before a suspend: what the daemon writes through its own mapping is not logged.
+/// Context: task, while the store is quiet.
+pub(crate) fn dirty_ring() {
+    if let Some(page) = PAGE.get() {
+        // ORDERING: Relaxed, the value does not change, and nobody else of ours writes it while the store is quiet.
+        page.req_prod.store(page.req_prod.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+}
+
 /// xenstored has rung. Context: upcall.
 pub(crate) fn on_event() {
     if let Some(store) = STORE.get() {
@@ -48,6 +58,7 @@ pub(crate) fn on_event() {
 
 /// Starts the store's tasks over its ring page. Context: vcpu 0.
 pub(crate) fn start(page: &'static XenstoreDomainInterface) {
+    PAGE.call_once(|| page);
     let store = STORE.call_once(|| Store::new(page, Box::new(Bell)));
     let pump = async move { match store.pump().await {} };
     executor::spawn_here(pump).expect("the first tasks of a CPU");

@@ -148,7 +148,12 @@ pub(crate) fn map_stack(cpu: CpuId) -> Result<u64, MmError> {
 pub(crate) fn map_shared_info(maddr: u64) -> Result<NonNull<SharedInfo>, MmError> {
     // SAFETY: the slot is clear: at boot, and after `unmap_shared_info`. The page is Xen's, made to be shared.
     unsafe { fixmap::set(&mut XenMmu, Slot::SHARED_INFO, maddr, Access::Rw)? };
-    Ok(NonNull::new(Slot::SHARED_INFO.as_ptr()).expect("the fixmap is not at 0"))
+    Ok(shared_info_place())
+}
+
+/// Where `shared_info` is mapped, while it is.
+pub(crate) fn shared_info_place() -> NonNull<SharedInfo> {
+    NonNull::new(Slot::SHARED_INFO.as_ptr()).expect("the fixmap is not at 0")
 }
 
 /// Unmaps it, from every root: they share the fixmap's table.

@@ -1,23 +1,21 @@
-//! Suspend and resume: the sequence, on vcpu 0.
+//! Suspend and resume, from the request to the report: what each step of `smp::suspend` does in this kernel.
 //!
-//! | step | where | undone by |
-//! |---|---|---|
-//! | xenstore quiet | [`serve`], awaits | `Quiet::resume` |
-//! | all other vcpus parked | `cpus::rendezvous` | its release |
-//! | legacy upcall masks 1, `shared_info` unmapped, store and console mfn to pfn | [`prepare`] | [`put_back`], or after a restore [`take_over`] |
-//! | `SCHEDOP_shutdown(SHUTDOWN_suspend)` | [`quiesced`] | |
-//!
-//! `Resumed` is a new domain: [`take_over`] does what must be done once, in order; then every vcpu binds its own things, in
-//! parallel (`cpus::bind`). `Continued` is the same domain: what was taken away is put back, and nothing else is touched.
+//! A request is served by one task on vcpu 0: xenstore becomes quiet, all other vcpus park, the steps run, every vcpu restores
+//! itself, the ports that the toolstack gave us are bound, xenstore goes on.
 //!
 //! Between quiesce and release: no lock, no allocation (the heap is sealed), no line on the console.
-//! Cost of the serial part: 3 hypercalls before the suspend's own; after `Resumed` 5 and 2 for each device port; after `Continued` 1.
+//!
+//! | hypercalls on vcpu 0 | before the suspend | after `Resumed` | after `Continued` |
+//! |---|---|---|---|
+//! | quiesced, while all wait | 1 (unmap `shared_info`) | 3 (map it, place `vcpu_info`, ask for the machine's size) | 1 (map it) |
+//! | released, in parallel with the others | | 1 (bind) and 2 for each device port | 1 (timer) |
 
 use core::fmt;
 
 use evtchn::{Action, PortNr, Ports};
 use mm::MmError;
 use percpu::{CpuId, Masked, Quiesced};
+use smp::suspend::{Ended, Failed, Prepare, Steps, TakeOver};
 use smp::{Missing, Outcome};
 use xen_sys::Errno;
 use xen_sys::abi::xen::{SharedInfo, StartInfo};
@@ -25,7 +23,8 @@ use xen_sys::hypercall::sched::{self, SuspendOutcome};
 use xen_sys::primitive::sync::atomic::{AtomicU64, Ordering};
 use xenbus::Store;
 
-use crate::cpus::{self, Laggards};
+use crate::cpus::{self, CpuError, Laggards, Placed};
+use crate::logfmt::Line;
 use crate::time::{Before, Rebased, TimeRecord};
 use crate::{console, control, events, heap, memory, time, timer, workload};
 
@@ -42,12 +41,6 @@ static STORE: Action = Action::new(|_, _| control::on_event(), 1);
 pub(crate) fn init(start_info_pfn: u64) {
     // ORDERING: Relaxed, read by vcpu 0 only.
     START_INFO_PFN.store(start_info_pfn, Ordering::Relaxed);
-}
-
-/// `start_info`, through the direct map. Xen and the toolstack write to it while we are suspended.
-fn start_info() -> *mut StartInfo {
-    // ORDERING: Relaxed, written by vcpu 0.
-    memory::direct(START_INFO_PFN.load(Ordering::Relaxed))
 }
 
 /// Binds the ports that the toolstack gave us. Boot, and again in every new life of the domain; vcpu 0.
@@ -70,33 +63,18 @@ enum Abort {
     StoreBusy,
     /// vcpus did not come to the rendezvous.
     Missing(Missing),
-    /// Nothing to undo was left: Xen or our page tables refused.
-    Refused(Refused),
-}
-
-#[derive(Debug)]
-enum Refused {
-    Unmap(MmError),
-    Hypercall(Errno),
-}
-
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Refused::Unmap(error) => write!(f, "shared_info: {error}"),
-            Refused::Hypercall(errno) => write!(f, "SCHEDOP_shutdown: {errno}"),
-        }
-    }
+    /// Something could not be taken away for it.
+    NotPrepared(Failed<Prepare, StepError>),
+    /// Xen refused the hypercall.
+    Refused(Errno),
 }
 
 /// What is known of a suspend right after it.
 struct Report {
-    outcome: SuspendOutcome,
+    outcome: Outcome,
     /// Guest time at the hypercall, and at the first instruction after it.
     suspended_ns: u64,
     back_ns: u64,
-    /// Of a new domain.
-    ports: Option<(u32, u32)>,
 }
 
 /// Answers a request to suspend. It has been acknowledged. Context: the control task, on vcpu 0.
@@ -106,8 +84,8 @@ pub(crate) async fn serve(store: &'static Store, via: &str) {
     let report = match timer::within(QUIET_LIMIT_NS, store.quiesce()).await {
         Ok(Ok(quiet)) => {
             let result = run();
-            let outcome = result.as_ref().map_or(SuspendOutcome::Continued, |report| report.outcome);
-            quiet.resume(outcome);
+            let resumed = result.as_ref().is_ok_and(|report| report.outcome == Outcome::Resumed);
+            quiet.resume(if resumed { SuspendOutcome::Resumed } else { SuspendOutcome::Continued });
             result
         }
         // This task alone quiesces the store.
@@ -125,7 +103,10 @@ fn tell_abort(abort: &Abort) {
         Abort::Missing(missing) => {
             crate::say!("suspend-abort", reason = "rendezvous", missing = missing.cpus, states = Laggards(missing));
         }
-        Abort::Refused(why) => crate::say!("suspend-abort", reason = why, missing = "none"),
+        Abort::NotPrepared(failed) => crate::say!("suspend-abort", reason = failed, missing = "none"),
+        Abort::Refused(errno) => {
+            crate::say!("suspend-abort", reason = format_args!("SCHEDOP_shutdown: {errno}"), missing = "none");
+        }
     }
 }
 
@@ -135,188 +116,225 @@ async fn tell(seen_ns: u64, report: &Report) {
     let prepare_ns = report.suspended_ns.saturating_sub(seen_ns);
     let blackout_ns = report.back_ns.saturating_sub(report.suspended_ns);
     let resume_ns = alive_ns.saturating_sub(report.back_ns);
-    match report.outcome {
-        SuspendOutcome::Resumed => crate::say!(
-            "resumed",
-            incarnation = incarnation,
-            vcpus = cpus::nr(),
-            prepare_ns = prepare_ns,
-            blackout_ns = blackout_ns,
-            resume_ns = resume_ns,
-            slowest_vcpu = slowest,
-        ),
-        SuspendOutcome::Continued => crate::say!(
-            "continued",
-            incarnation = incarnation,
-            vcpus = cpus::nr(),
-            prepare_ns = prepare_ns,
-            blackout_ns = blackout_ns,
-            resume_ns = resume_ns,
-            slowest_vcpu = slowest,
-        ),
-    }
-    workload::after_suspend();
-    control::publish(&[
+    let mut line = Line::new(if report.outcome == Outcome::Resumed { "resumed" } else { "continued" });
+    let facts: [(&str, u64); 6] = [
         ("incarnation", incarnation.get().into()),
         ("vcpus", cpus::nr() as u64),
         ("prepare_ns", prepare_ns),
         ("blackout_ns", blackout_ns),
         ("resume_ns", resume_ns),
         ("slowest_vcpu", slowest.vcpu().into()),
-    ])
-    .await;
+    ];
+    for (key, value) in facts {
+        line.field(key, &value);
+    }
+    console::print(&line);
+    workload::after_suspend();
+    control::publish(&facts).await;
 }
 
 /// Parks all others, suspends, and brings vcpu 0 back.
 fn run() -> Result<Report, Abort> {
     console::dirty_ring();
+    control::dirty_ring();
     // Kept until this vcpu is whole again: the guards inside nest in it.
     let masked = percpu::mask_upcalls();
-    let result = cpus::rendezvous(|others, masked| {
+    let mut sequence = Sequence::new();
+    let ended = cpus::rendezvous(|others, masked| {
         heap::get().seal();
-        let result = quiesced(others, masked);
+        let ended = smp::suspend::suspend(&mut sequence, others, masked);
         heap::get().unseal();
-        match &result {
-            Ok(Report { outcome: SuspendOutcome::Resumed, .. }) => (Outcome::Resumed, result),
-            Ok(Report { outcome: SuspendOutcome::Continued, .. }) => (Outcome::Continued, result),
-            Err(_) => (Outcome::Cancelled, result),
-        }
+        (ended.outcome(), ended)
     });
-    let report = result.map_err(Abort::Missing)?.map_err(Abort::Refused)?;
-    match report.ports {
-        Some((console_port, store_port)) => {
-            cpus::restore_boot_cpu(&masked);
-            connect_devices(console_port, store_port);
-            console::set_port(console_port);
-        }
-        None => cpus::continue_this_cpu(&masked),
+    let ended = ended.map_err(Abort::Missing)?;
+    let outcome = ended.outcome();
+    match ended {
+        Ended::Resumed | Ended::Continued => {}
+        Ended::NotPrepared(failed) => return Err(Abort::NotPrepared(failed)),
+        Ended::Refused(errno) => return Err(Abort::Refused(errno)),
+        Ended::Lost(failed) => panic!("resume: {failed}"),
     }
-    Ok(report)
+    cpus::restore_this_cpu(&masked, outcome, Placed::Yes);
+    if outcome == Outcome::Resumed {
+        let (console_port, store_port) = sequence.info.ports();
+        connect_devices(console_port, store_port);
+        console::set_port(console_port);
+    }
+    Ok(Report { outcome, suspended_ns: sequence.before.guest_ns, back_ns: sequence.back_ns })
 }
 
-/// The suspend itself. Context: vcpu 0, all others parked.
-fn quiesced(others: &Quiesced, masked: &Masked) -> Result<Report, Refused> {
-    let kept = prepare(others).map_err(Refused::Unmap)?;
-    let before = {
+/// `start_info`, through the direct map. Xen and the toolstack write to it while we are suspended, so every field is read
+/// when it is wanted, and no reference to it is made.
+///
+/// - SI1: `page` is the page that Xen passed at entry, in the direct map; only vcpu 0 touches it, in this file.
+#[derive(Clone, Copy)]
+struct StartInfoPage {
+    page: *mut StartInfo,
+}
+
+impl StartInfoPage {
+    fn get() -> StartInfoPage {
+        // ORDERING: Relaxed, written by vcpu 0, at boot.
+        StartInfoPage { page: memory::direct(START_INFO_PFN.load(Ordering::Relaxed)) }
+    }
+
+    /// Machine frames of the xenstore and the console ring; their pages, while we are suspended.
+    fn rings(self) -> (u64, u64) {
+        // SAFETY: mapped and ours (SI1).
+        unsafe { ((*self.page).store_mfn, (*self.page).console.domU.mfn) }
+    }
+
+    fn set_rings(self, store: u64, console: u64) {
+        // SAFETY: mapped and ours (SI1).
+        unsafe { (*self.page).store_mfn = store };
+        // SAFETY: mapped and ours (SI1).
+        unsafe { (*self.page).console.domU.mfn = console };
+    }
+
+    /// Ports of the console and of xenstore, in this life of the domain.
+    fn ports(self) -> (u32, u32) {
+        // SAFETY: mapped and ours (SI1).
+        unsafe { ((*self.page).console.domU.evtchn, (*self.page).store_evtchn) }
+    }
+
+    /// Machine address of `shared_info`, in this life of the domain.
+    fn shared_info(self) -> u64 {
+        // SAFETY: mapped and ours (SI1).
+        unsafe { (*self.page).shared_info }
+    }
+
+    /// Its own machine frame, now.
+    fn mfn(self) -> u64 {
+        memory::mfn_of(self.page)
+    }
+}
+
+/// What a step of the sequence failed on.
+#[derive(Debug)]
+pub(crate) enum StepError {
+    Memory(MmError),
+    Cpu(CpuError),
+}
+
+impl fmt::Display for StepError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StepError::Memory(error) => error.fmt(f),
+            StepError::Cpu(error) => error.fmt(f),
+        }
+    }
+}
+
+/// The kernel's part of the steps: what each does. Their order is `smp`'s. Context: vcpu 0, all others parked.
+struct Sequence {
+    info: StartInfoPage,
+    before: Before,
+    /// The TSC at the first instruction after the hypercall, and guest time then.
+    back_tsc: u64,
+    back_ns: u64,
+}
+
+impl Sequence {
+    fn new() -> Sequence {
+        Sequence { info: StartInfoPage::get(), before: Before { guest_ns: 0, wall_ns: 0 }, back_tsc: 0, back_ns: 0 }
+    }
+
+    fn system_ns_at_return(&self) -> u64 {
+        TimeRecord::read(&percpu::vcpu_info().time).system_time_ns(self.back_tsc)
+    }
+
+    /// # Errors
+    /// Xen's.
+    fn map_shared_info(&self) -> Result<(), StepError> {
+        memory::map_shared_info(self.info.shared_info()).map(drop).map_err(StepError::Memory)
+    }
+
+    fn attach(others: &Quiesced, ports: Ports) {
+        // SAFETY: mapped by the step before, until the next suspend detaches it; parked CPUs do not enter the demultiplexer.
+        unsafe { events::get().attach(others, memory::shared_info_place(), ports) };
+    }
+}
+
+impl Steps for Sequence {
+    type Error = StepError;
+
+    fn prepare(&mut self, step: Prepare, others: &Quiesced, _masked: &Masked) -> Result<(), StepError> {
+        match step {
+            Prepare::MaskLegacySlots => mask_legacy_slots(),
+            Prepare::DetachEvents => events::get().detach(others),
+            Prepare::UnmapSharedInfo => memory::unmap_shared_info(others).map_err(StepError::Memory)?,
+            Prepare::MfnsToPfns => {
+                let (store, console) = self.info.rings();
+                let ours = "the rings were our own memory at boot, and are after every restore";
+                self.info.set_rings(memory::pfn_of_mfn(store).expect(ours), memory::pfn_of_mfn(console).expect(ours));
+            }
+        }
+        Ok(())
+    }
+
+    fn undo(&mut self, step: Prepare, others: &Quiesced, _masked: &Masked) {
+        match step {
+            // Dead memory in this domain, which is never placed again.
+            Prepare::MaskLegacySlots => {}
+            Prepare::DetachEvents => Sequence::attach(others, Ports::Kept),
+            Prepare::UnmapSharedInfo => {
+                if let Err(error) = self.map_shared_info() {
+                    panic!("shared_info, without which no event is ever seen: {error}");
+                }
+            }
+            Prepare::MfnsToPfns => {
+                let (store, console) = self.info.rings();
+                let there = "the p2m has a frame for every page that the M2P has shown";
+                self.info.set_rings(memory::mfn_of_pfn(store).expect(there), memory::mfn_of_pfn(console).expect(there));
+            }
+        }
+    }
+
+    fn suspend(&mut self, _others: &Quiesced, _masked: &Masked) -> Result<SuspendOutcome, Errno> {
         let guest_ns = time::now_ns();
-        Before { guest_ns, wall_ns: time::wall_ns(guest_ns) }
-    };
-    let start_info_mfn = kept.start_info_mfn;
-    // SAFETY: all others are parked in their loop. start_info has been canonicalised, and shared_info, the only frame that is
-    //   not ours, is unmapped. No mfn is kept over the call: `take_over` looks up each anew.
-    let outcome = unsafe { sched::suspend(start_info_mfn) };
-    let tsc = time::tsc();
-    match outcome {
-        Ok(SuspendOutcome::Resumed) => Ok(take_over(others, masked, before, tsc)),
-        Ok(SuspendOutcome::Continued) => {
-            put_back(others, &kept);
-            cpus::begin_roll_call(others);
-            let back_ns = time::to_guest_ns(TimeRecord::read(&percpu::vcpu_info().time).system_time_ns(tsc));
-            let suspended_ns = before.guest_ns;
-            Ok(Report {
-                outcome: SuspendOutcome::Continued,
-                suspended_ns,
-                back_ns: back_ns.max(suspended_ns),
-                ports: None,
-            })
+        self.before = Before { guest_ns, wall_ns: time::wall_ns(guest_ns) };
+        // SAFETY: all others are parked in their loop. start_info has been canonicalised, and shared_info, the only frame that
+        //   is not ours, is unmapped. No mfn is kept over the call but this argument.
+        let outcome = unsafe { sched::suspend(self.info.mfn()) };
+        self.back_tsc = time::tsc();
+        if outcome == Ok(SuspendOutcome::Continued) {
+            self.back_ns = time::to_guest_ns(self.system_ns_at_return()).max(guest_ns);
         }
-        Err(errno) => {
-            put_back(others, &kept);
-            Err(Refused::Hypercall(errno))
+        outcome
+    }
+
+    fn take_over(&mut self, step: TakeOver, others: &Quiesced, masked: &Masked) -> Result<(), StepError> {
+        match step {
+            TakeOver::MapSharedInfo => self.map_shared_info()?,
+            TakeOver::MaskLegacySlots => mask_legacy_slots(),
+            TakeOver::PlaceBootVcpuInfo => cpus::place_vcpu_info(masked).map_err(StepError::Cpu)?,
+            TakeOver::RebaseClock => {
+                let wall_zero_ns = time::wall_at_system_zero_ns(shared_info());
+                let rebased = Rebased::new(self.before, self.system_ns_at_return(), wall_zero_ns);
+                rebased.set(others);
+                self.back_ns = rebased.guest_ns;
+            }
+            TakeOver::PublishP2m => memory::publish_p2m(&shared_info().arch).map_err(StepError::Memory)?,
+            TakeOver::AttachEvents => Sequence::attach(others, Ports::Gone),
         }
+        Ok(())
+    }
+
+    fn begin_roll_call(&mut self, others: &Quiesced) {
+        cpus::begin_roll_call(others);
     }
 }
 
-/// What [`put_back`] needs. Mfns of this domain: not to be used in another.
-struct Kept {
-    start_info_mfn: u64,
-    store_mfn: u64,
-    console_mfn: u64,
-    shared_info_maddr: u64,
-}
-
-/// Takes away what the toolstack must not find, in the order of the table above.
-fn prepare(others: &Quiesced) -> Result<Kept, MmError> {
-    let info = start_info();
-    // SAFETY: the page is ours, and nobody else writes to it while we run.
-    let (store_mfn, console_mfn, shared_info_maddr) =
-        unsafe { ((*info).store_mfn, (*info).console.domU.mfn, (*info).shared_info) };
-    mask_legacy(shared_info());
-    events::get().detach(others);
-    if let Err(error) = memory::unmap_shared_info(others) {
-        // SAFETY: it is still mapped, as it was.
-        unsafe { events::get().attach(others, mapped_shared_info(), Ports::Kept) };
-        return Err(error);
-    }
-    let pfn =
-        |mfn| memory::pfn_of_mfn(mfn).expect("the rings were our own memory at boot, and are after every restore");
-    // SAFETY: as above.
-    unsafe {
-        (*info).store_mfn = pfn(store_mfn);
-        (*info).console.domU.mfn = pfn(console_mfn);
-    }
-    Ok(Kept { start_info_mfn: memory::mfn_of(info), store_mfn, console_mfn, shared_info_maddr })
-}
-
-/// The same domain goes on: undoes [`prepare`].
-///
-/// # Panics
-/// If `shared_info` cannot be mapped again: without it no event is ever seen.
-fn put_back(others: &Quiesced, kept: &Kept) {
-    let info = start_info();
-    // SAFETY: as in `prepare`.
-    unsafe {
-        (*info).store_mfn = kept.store_mfn;
-        (*info).console.domU.mfn = kept.console_mfn;
-    }
-    let page = memory::map_shared_info(kept.shared_info_maddr).unwrap_or_else(|error| panic!("shared_info: {error}"));
-    // SAFETY: mapped just now; parked CPUs do not enter the demultiplexer.
-    unsafe { events::get().attach(others, page, Ports::Kept) };
-}
-
-/// A new domain: everything that has to be done once, before the others are released. What each vcpu does for itself follows.
-///
-/// # Panics
-/// If Xen refuses any of it: there is no way to go on, and none to go back.
-fn take_over(others: &Quiesced, masked: &Masked, before: Before, tsc: u64) -> Report {
-    let info = start_info();
-    // SAFETY: the toolstack has filled in the new domain's values; nobody writes to it while we run.
-    let (maddr, console_port, store_port) =
-        unsafe { ((*info).shared_info, (*info).console.domU.evtchn, (*info).store_evtchn) };
-    let page = memory::map_shared_info(maddr).unwrap_or_else(|error| panic!("resume: shared_info: {error}"));
-    // SAFETY: mapped, and made of atomics.
-    let shared = unsafe { page.as_ref() };
-    mask_legacy(shared);
-    cpus::place_vcpu_info(masked).unwrap_or_else(|error| panic!("resume: vcpu 0: {error}"));
-    let system_ns = TimeRecord::read(&percpu::vcpu_info().time).system_time_ns(tsc);
-    let rebased = Rebased::new(before, system_ns, time::wall_at_system_zero_ns(shared));
-    rebased.set(others);
-    memory::publish_p2m(&shared.arch).unwrap_or_else(|error| panic!("resume: p2m: {error}"));
-    // SAFETY: mapped just now; parked CPUs do not enter the demultiplexer.
-    unsafe { events::get().attach(others, page, Ports::Gone) };
-    cpus::begin_roll_call(others);
-    Report {
-        outcome: SuspendOutcome::Resumed,
-        suspended_ns: before.guest_ns,
-        back_ns: rebased.guest_ns,
-        ports: Some((console_port, store_port)),
-    }
-}
-
-fn mapped_shared_info() -> core::ptr::NonNull<SharedInfo> {
-    core::ptr::NonNull::new(mm::fixmap::Slot::SHARED_INFO.as_ptr()).expect("the fixmap is not at 0")
-}
-
-/// `shared_info`, while it is mapped.
+/// `shared_info`, in the steps during which it is mapped.
 fn shared_info() -> &'static SharedInfo {
-    // SAFETY: called by `prepare` only, which has not unmapped it yet; the borrow ends there.
-    unsafe { mapped_shared_info().as_ref() }
+    // SAFETY: called before `Prepare::UnmapSharedInfo` and after `TakeOver::MapSharedInfo` only; the borrow ends in the step.
+    unsafe { memory::shared_info_place().as_ref() }
 }
 
 /// Masks every legacy slot. They are dead memory until a restore, when Xen takes the first 32 vcpus' masks from them: unmasked,
 /// an upcall could strike a parked vcpu, and placing a `vcpu_info` copies the mask.
-fn mask_legacy(shared: &SharedInfo) {
-    for slot in &shared.vcpu_info {
+fn mask_legacy_slots() {
+    for slot in &shared_info().vcpu_info {
         // ORDERING: Relaxed, read by Xen and the toolstack once we are suspended.
         slot.evtchn_upcall_mask.store(1, Ordering::Relaxed);
         slot.evtchn_upcall_pending.store(0, Ordering::Relaxed);

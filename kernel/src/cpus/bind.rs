@@ -18,7 +18,9 @@ use core::ptr;
 
 use evtchn::BindError;
 use percpu::{Area, CpuId, Masked};
-use smp::Kind;
+use smp::bring_up::VcpuInfoPlace;
+use smp::suspend::{CpuSteps, EachCpu, restore_cpu};
+use smp::{Kind, Outcome, Progress};
 use xen_sys::Errno;
 use xen_sys::hypercall::misc::set_timer_op;
 use xen_sys::hypercall::{Batch, CallToken, Results};
@@ -31,6 +33,9 @@ const CALLS: usize = 8;
 
 /// A deadline that is past: 1 ns after the host booted. 0 would mean "no timer".
 const AT_ONCE: u64 = 1;
+
+/// How long the roll call may take before the missing are named.
+const PATIENCE_NS: u64 = 5_000_000_000;
 
 /// Whether `vcpu_info` still has to be placed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,7 +66,7 @@ impl fmt::Display for CpuError {
 ///
 /// # Errors
 /// The first call that Xen refused; the others have been done.
-pub(crate) fn bind_this_cpu(masked: &Masked, placed: Placed) -> Result<(), CpuError> {
+fn bind_this_cpu(masked: &Masked, placed: Placed) -> Result<(), CpuError> {
     let area = percpu::area();
     let vcpu = percpu::current().vcpu();
     let room = "the batch has room for all";
@@ -106,7 +111,7 @@ pub(crate) fn place_vcpu_info(_masked: &Masked) -> Result<(), CpuError> {
 fn push_placing<const N: usize>(batch: &mut Batch<N>) -> [Option<CallToken>; 2] {
     let room = "the batch has room for all";
     let vcpu = percpu::current().vcpu();
-    let (mfn, offset) = vcpu_info_place(percpu::area());
+    let VcpuInfoPlace { mfn, offset } = vcpu_info_place(percpu::area());
     // SAFETY: the area is reached through shared references only and is never freed (AR1).
     let info = unsafe { batch.register_vcpu_info(vcpu, mfn, offset) }.expect(room);
     // SAFETY: there is no area.
@@ -127,67 +132,80 @@ fn check<const N: usize, const M: usize>(
 }
 
 /// Where an area's `vcpu_info` is for Xen, now: machine frame and offset.
-pub(super) fn vcpu_info_place(area: &Area) -> (u64, u32) {
+pub(super) fn vcpu_info_place(area: &Area) -> VcpuInfoPlace {
     let info = &raw const area.vcpu_info;
     let offset = u32::try_from(info.addr() % 4096).expect("below the size of a page");
-    (memory::mfn_of(info), offset)
+    VcpuInfoPlace { mfn: memory::mfn_of(info), offset }
+}
+
+/// What a CPU does by itself when it comes to life, in a new or in the same domain, in the order that [`smp::suspend`] keeps.
+/// Context: upcalls masked, a parked CPU before its outcome is dropped.
+///
+/// # Panics
+/// If Xen refuses: this vcpu can neither run nor say so in any better way.
+pub(crate) fn restore_this_cpu(masked: &Masked, outcome: Outcome, placed: Placed) {
+    if let Err(failed) = restore_cpu(&ThisCpu { placed }, outcome, masked) {
+        panic!("vcpu {}: {failed}", percpu::current());
+    }
+}
+
+/// The first life of a CPU is as a new one. Its `vcpu_info` was placed before.
+pub(super) fn first_life(masked: &Masked) {
+    restore_this_cpu(masked, Outcome::Resumed, Placed::Yes);
+}
+
+struct ThisCpu {
+    placed: Placed,
+}
+
+impl CpuSteps for ThisCpu {
+    type Error = CpuError;
+
+    fn each_cpu(&self, step: EachCpu, masked: &Masked) -> Result<(), CpuError> {
+        match step {
+            EachCpu::Bind => bind_this_cpu(masked, self.placed)?,
+            EachCpu::SetTimer => {
+                timer::forget_armed(masked);
+                set_timer_op(AT_ONCE).map_err(|errno| CpuError::Call { what: "set_timer_op", errno })?;
+            }
+            EachCpu::ServeInbox => mail().serve(masked),
+            EachCpu::JoinRollCall => get().roll_call.restored(percpu::current(), ask_to_answer),
+        }
+        Ok(())
+    }
+}
+
+/// Sends the roll call's IPI.
+fn ask_to_answer(cpu: CpuId) {
+    mail().post(cpu, Kind::Alive);
 }
 
 /// Set by the last vcpu to prove its life.
 static COMPLETE: wait::Flag = wait::Flag::new();
 
-/// Waits until every vcpu has taken a timer event and an IPI; says which was the last, and when.
-pub(crate) async fn all_alive() -> (CpuId, u64) {
-    while !get().roll_call.is_complete() {
-        COMPLETE.wait().await;
+fn note_progress(progress: Progress) {
+    if progress == Progress::Complete {
+        COMPLETE.set();
     }
-    get().roll_call.slowest()
-}
-
-/// A parked CPU in a new domain: it gets its own things back. Parallel on all vcpus. Context: parked, before its outcome
-/// is dropped.
-pub(super) fn restore_this_cpu(masked: &Masked) {
-    restore(masked, Placed::No);
-}
-
-/// vcpu 0 in a new domain, after it has released the others. Its `vcpu_info` was placed earlier, for the clock.
-pub(crate) fn restore_boot_cpu(masked: &Masked) {
-    restore(masked, Placed::Yes);
-}
-
-/// # Panics
-/// If Xen refuses: this vcpu can neither run nor say so in any better way.
-fn restore(masked: &Masked, placed: Placed) {
-    if let Err(error) = bind_this_cpu(masked, placed) {
-        panic!("resume: vcpu {}: {error}", percpu::current());
-    }
-    prove_life(masked);
-}
-
-/// A CPU in the same domain as before: everything still holds, and it proves it. One hypercall, and its IPI of the roll call.
-pub(crate) fn continue_this_cpu(masked: &Masked) {
-    timer::forget_armed(masked);
-    set_timer_op(AT_ONCE).expect("Xen takes any deadline");
-    prove_life(masked);
-}
-
-/// This CPU has its ports: takes part in the roll call, and looks once for what was posted meanwhile.
-pub(crate) fn prove_life(masked: &Masked) {
-    let me = percpu::current();
-    get().roll_call.restored(me, |next: CpuId| mail().post(next, Kind::Alive));
-    mail().serve(masked);
 }
 
 /// VIRQ_TIMER came. Context: upcall.
 pub(super) fn took_timer(_masked: &Masked) {
-    if get().roll_call.took_timer(percpu::current(), time::now_ns) {
-        COMPLETE.set();
-    }
+    note_progress(get().roll_call.took_timer(percpu::current(), time::now_ns));
 }
 
 /// An IPI of the roll call came. Context: upcall.
 pub(super) fn took_ipi(_masked: &Masked) {
-    if get().roll_call.took_ipi(percpu::current(), time::now_ns) {
-        COMPLETE.set();
+    note_progress(get().roll_call.took_ipi(percpu::current(), time::now_ns, ask_to_answer));
+}
+
+/// Waits until every vcpu has taken a timer event and an IPI; says which was the last, and when. Names those that are missing, once
+/// a while.
+pub(crate) async fn all_alive() -> (CpuId, u64) {
+    while !get().roll_call.is_complete() {
+        if timer::within(PATIENCE_NS, COMPLETE.wait()).await.is_err() && !get().roll_call.is_complete() {
+            crate::note!(Warn, "still waiting for a timer event or an IPI on vcpus {}", get().roll_call.missing_racy());
+        }
     }
+    get().roll_call.slowest()
 }

@@ -5,16 +5,13 @@ use core::fmt;
 
 use evtchn::Ports;
 use percpu::{Area, CpuId, PerCpu, Quiesced};
-use smp::{Mail, Patience, Rendezvous};
+use smp::bring_up::{self, Start};
+use smp::{Mail, Patience, Rendezvous, RollCall};
 use xen_sys::Errno;
-use xen_sys::abi::arch::{
-    FLAT_KERNEL_CS, FLAT_KERNEL_SS, VGCF_failsafe_disables_events, VGCF_in_kernel, VcpuGuestContext, xen_pfn_to_cr3,
-};
 use xen_sys::hypercall::vcpu;
 use xen_sys::primitive::sync::atomic::AtomicU8;
 
-use super::bind::{Placed, all_alive, bind_this_cpu, prove_life, vcpu_info_place};
-use super::roll_call::RollCall;
+use super::bind::{all_alive, first_life, place_vcpu_info, vcpu_info_place};
 use super::{AtomicState, CPUS, Cpus, Deliver, State, get};
 use crate::{events, executor, memory, time, traps};
 
@@ -68,9 +65,9 @@ pub(crate) fn start_boot_cpu(nr: usize, shared_info_maddr: u64, entered_tsc: u64
     // SAFETY: mapped, and made of atomics.
     let shared = unsafe { page.as_ref() };
     memory::publish_p2m(&shared.arch).unwrap_or_else(|error| panic!("p2m: {error}"));
-    bind_this_cpu(&masked, Placed::No).unwrap_or_else(|error| panic!("vcpu 0: {error}"));
+    place_vcpu_info(&masked).unwrap_or_else(|error| panic!("vcpu 0: {error}"));
     time::start(&quiesced, entered_tsc, shared);
-    prove_life(&masked);
+    first_life(&masked);
 }
 
 /// Starts all other vcpus, one after the other; each finds its own feet at the same time as the rest.
@@ -79,44 +76,27 @@ pub(crate) fn start_boot_cpu(nr: usize, shared_info_maddr: u64, entered_tsc: u64
 /// If there is no memory for one, or Xen refuses.
 pub(crate) fn start_others() {
     for cpu in CpuId::first(super::nr()).skip(1) {
-        if let Err(why) = start(cpu) {
-            panic!("vcpu {cpu} cannot be started: {why}");
+        let stack_top = memory::map_stack(cpu).unwrap_or_else(|error| panic!("vcpu {cpu}: stack: {error}"));
+        let area: &'static Area = Box::leak(Box::new(Area::new(cpu)));
+        let start = Start {
+            entry: boot::secondary_entry(),
+            stack_top,
+            argument: 0,
+            gs_base: area.link(),
+            root_mfn: memory::root_mfn(),
+            traps: &traps::table(),
+            upcall_entry: traps::upcall_entry(),
+            failsafe_entry: traps::failsafe_entry(),
+            syscall_entry: 0,
+        };
+        // SAFETY: the area is never freed and reached through shared references only (AR1). Entries and root are the
+        //   kernel's own; stack and area were made for this vcpu just now.
+        let started =
+            unsafe { bring_up::start(&bring_up::Xen, &get().rendezvous, cpu, vcpu_info_place(area), &start.context()) };
+        if let Err(error) = started {
+            panic!("{error}");
         }
     }
-}
-
-fn start(cpu: CpuId) -> Result<(), alloc::string::String> {
-    let fail = |what: &'static str| move |error: Errno| alloc::format!("{what}: {error}");
-    let stack_top = memory::map_stack(cpu).map_err(|error| alloc::format!("stack: {error}"))?;
-    let area: &'static Area = Box::leak(Box::new(Area::new(cpu)));
-    let gs_base = area.link();
-    let (mfn, offset) = vcpu_info_place(area);
-    // SAFETY: the area is never freed, and reached through shared references only (AR1). The vcpu is down.
-    unsafe { vcpu::register_vcpu_info(cpu.vcpu(), mfn, offset) }.map_err(fail("register_vcpu_info"))?;
-    let context = context(cpu, stack_top, gs_base);
-    // SAFETY: entry, stack, root, callbacks and gs base are valid and this vcpu's own.
-    unsafe { vcpu::initialise(cpu.vcpu(), &context) }.map_err(fail("initialise"))?;
-    get().rendezvous.admit(cpu);
-    vcpu::up(cpu.vcpu()).map_err(fail("up"))
-}
-
-/// What `cpu` starts with. On the heap: it is 5 KiB.
-fn context(cpu: CpuId, stack_top: u64, gs_base: u64) -> Box<VcpuGuestContext> {
-    let mut context = Box::new(VcpuGuestContext::zeroed());
-    context.flags = VGCF_in_kernel | VGCF_failsafe_disables_events;
-    context.user_regs.rip = boot::secondary_entry();
-    context.user_regs.rsp = stack_top;
-    context.user_regs.rdi = u64::from(cpu.vcpu());
-    context.user_regs.cs = FLAT_KERNEL_CS;
-    context.user_regs.ss = FLAT_KERNEL_SS;
-    for trap in traps::table().iter().filter(|trap| trap.address != 0) {
-        context.trap_ctxt[usize::from(trap.vector)] = *trap;
-    }
-    context.ctrlreg[3] = xen_pfn_to_cr3(memory::root_mfn());
-    context.event_callback_eip = traps::upcall_entry();
-    context.failsafe_callback_eip = traps::failsafe_entry();
-    context.gs_base_kernel = gs_base;
-    context
 }
 
 /// Where `boot`'s entry code arrives on every other vcpu: on its own stack, upcalls masked, gs base set.
@@ -126,10 +106,7 @@ fn context(cpu: CpuId, stack_top: u64, gs_base: u64) -> Box<VcpuGuestContext> {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn stasis_secondary_main(_argument: u64) -> ! {
     let masked = percpu::mask_upcalls();
-    if let Err(error) = bind_this_cpu(&masked, Placed::Yes) {
-        panic!("vcpu {}: {error}", percpu::current());
-    }
-    prove_life(&masked);
+    first_life(&masked);
     drop(masked);
     executor::run()
 }

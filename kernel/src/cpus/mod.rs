@@ -10,20 +10,19 @@
 mod bind;
 mod bring_up;
 mod park;
-mod roll_call;
 
 use core::fmt;
 
 use evtchn::Ipi;
 use percpu::{CpuId, Masked, PerCpu, Quiesced};
-use smp::{Clock, Delivery, Kind, Kinds, Lead, Mail, Missing, Outcome, Rendezvous};
+use smp::{Clock, Delivery, Kind, Kinds, Lead, Mail, Missing, Outcome, Rendezvous, RollCall};
 use spin::Once;
 use xen_sys::primitive::sync::atomic::{AtomicU8, Ordering};
 
 use crate::relax::Processor;
 use crate::{events, time};
 
-pub(crate) use bind::{all_alive, continue_this_cpu, place_vcpu_info, restore_boot_cpu};
+pub(crate) use bind::{CpuError, Placed, all_alive, place_vcpu_info, restore_this_cpu};
 pub(crate) use bring_up::{count, online, start_boot_cpu, start_others};
 pub(crate) use park::{park_if_asked, park_is_asked};
 
@@ -34,7 +33,7 @@ struct Cpus {
     nr: usize,
     mail: Mail<Deliver>,
     rendezvous: Rendezvous,
-    roll_call: roll_call::RollCall,
+    roll_call: RollCall,
     states: PerCpu<AtomicState>,
 }
 
@@ -50,8 +49,8 @@ pub(crate) fn nr() -> usize {
 }
 
 /// Begins a new proof of life of all vcpus. Context: vcpu 0, all others parked.
-pub(crate) fn begin_roll_call(_quiesced: &Quiesced) {
-    get().roll_call.begin();
+pub(crate) fn begin_roll_call(others: &Quiesced) {
+    get().roll_call.begin(others);
 }
 
 /// The inboxes.

@@ -1,9 +1,8 @@
 //! The follower's side of a rendezvous: when a CPU parks, and how it comes back.
 
 use percpu::CpuId;
-use smp::Outcome;
 
-use super::{State, bind, get, note};
+use super::{Placed, State, bind, get, note};
 use crate::relax::Processor;
 
 /// Whether this CPU is to park.
@@ -21,11 +20,7 @@ pub(crate) fn park_if_asked() {
     // From before a suspend can strike until this CPU has its own vcpu_info again.
     percpu::area().set_parked(true);
     let parked = get().rendezvous.park(&masked, &Processor, &get().mail);
-    match parked.outcome() {
-        Outcome::Resumed => bind::restore_this_cpu(&masked),
-        Outcome::Continued => bind::continue_this_cpu(&masked),
-        Outcome::Cancelled => {}
-    }
+    bind::restore_this_cpu(&masked, parked.outcome(), Placed::No);
     percpu::area().set_parked(false);
     drop(parked);
 }
