@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 
 use super::prepare::Prepared;
 use super::qemu::{Accelerator, Machine, Qemu, Wiring};
-use super::save;
+use super::{save, xen_args};
 
 /// What to boot directly.
 #[derive(Debug, Clone)]
@@ -58,21 +58,12 @@ pub fn direct(
     on_line: &mut dyn FnMut(&str) -> ControlFlow<()>,
 ) -> Result<DirectEnd> {
     std::fs::create_dir_all(&config.logs).with_context(|| format!("creating {}", config.logs.display()))?;
-    let mut words = vec![
-        "console=com1".to_owned(),
-        "com1=115200,8n1".to_owned(),
-        format!("dom0_mem={0}M,max:{0}M", config.memory_mib),
-        format!("dom0_max_vcpus={}", config.vcpus),
-        "loglvl=info".to_owned(),
-        "guest_loglvl=all/all".to_owned(),
-    ];
-    words.extend(config.xen_args.iter().cloned());
     let machine = Machine {
         accelerator: Accelerator::choose(&prepared.xen)?,
         cpus: config.host_cpus,
         memory_mib: config.memory_mib + 160,
         xen: prepared.xen.clone(),
-        xen_args: words.join(" "),
+        xen_args: xen_args(config.memory_mib, config.vcpus, &config.xen_args),
         modules: vec![(config.kernel.clone(), config.cmdline.clone())],
     };
     let path = config.logs.join("console.log");

@@ -5,15 +5,15 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::apt::Archive;
+use super::bzimage;
 use super::cache::{self, Cache};
 use super::cpio;
 use super::dom0;
 use super::prepare::{RECIPE, write};
 use crate::host::Progress;
-use anyhow::Context;
 
 /// The peer's files.
 #[derive(Debug, Clone)]
@@ -32,7 +32,7 @@ pub fn peer(progress: &dyn Progress) -> Result<Peer> {
     let cache = Cache::open(&cache::directory(), progress)?;
     let directory = cache.artefact(&format!("peer-r{RECIPE}"), |directory| make(&cache, directory, progress))?;
     progress.finished();
-    Ok(Peer { kernel: directory.join("vmlinuz"), initramfs: directory.join("initramfs.cpio") })
+    Ok(Peer { kernel: directory.join("vmlinux"), initramfs: directory.join("initramfs.cpio") })
 }
 
 fn make(cache: &Cache, directory: &Path, progress: &dyn Progress) -> Result<()> {
@@ -46,7 +46,7 @@ fn make(cache: &Cache, directory: &Path, progress: &dyn Progress) -> Result<()> 
     progress.note("downloading Debian's cloud kernel");
     let versions = archive.unpack(&packages, &root)?;
     let (kernel, _) = dom0::kernel(&root)?;
-    std::fs::copy(kernel, directory.join("vmlinuz")).context("keeping the peer's kernel")?;
+    bzimage::unpack(&kernel, &directory.join("vmlinux"))?;
     let mut initramfs = cpio::Archive::default();
     initramfs.file("init", 0o755, include_bytes!("peer/init.sh"));
     initramfs.file("bin/busybox", 0o755, &std::fs::read(root.join("bin/busybox")).context("reading busybox")?);

@@ -10,14 +10,14 @@ use anyhow::{Context, Result};
 
 use super::apt::{self, Archive};
 use super::cache::{self, Cache};
-use super::{agent_build, dom0, xen};
+use super::{agent_build, bzimage, dom0, xen};
 use crate::host::Progress;
 
 /// The number of the way in which artefacts are made from packages.
-pub(super) const RECIPE: u32 = 1;
+pub(super) const RECIPE: u32 = 2;
 
-/// Debian packages that running the lab needs; rustc links the agent with the last two.
-const RUN_PACKAGES: [&str; 3] = ["qemu-system-x86", "gcc", "libc6-dev"];
+/// Debian packages that running the lab needs; rustc links the agent with gcc's and libc6-dev's.
+const RUN_PACKAGES: [&str; 4] = ["gcc", "libc6-dev", "qemu-system-x86", "xz-utils"];
 
 /// What the lab is made of, as files.
 #[derive(Debug, Clone)]
@@ -58,7 +58,7 @@ pub fn prepare(progress: &dyn Progress, want_shadow: bool) -> Result<Prepared> {
     };
     let dom0_release = std::fs::read_to_string(base.join("release")).context("reading dom0's kernel release")?;
     progress.finished();
-    Ok(Prepared { xen, kernel: base.join("vmlinuz"), dom0_release, base: base.join("base.cpio"), agent })
+    Ok(Prepared { xen, kernel: base.join("vmlinux"), dom0_release, base: base.join("base.cpio"), agent })
 }
 
 fn make_base(cache: &Cache, directory: &Path, progress: &dyn Progress) -> Result<()> {
@@ -71,7 +71,7 @@ fn make_base(cache: &Cache, directory: &Path, progress: &dyn Progress) -> Result
     progress.note("making dom0's archive");
     xen::stock(&root, &directory.join("xen"))?;
     let (kernel, release) = dom0::kernel(&root)?;
-    std::fs::copy(&kernel, directory.join("vmlinuz")).context("keeping dom0's kernel")?;
+    bzimage::unpack(&kernel, &directory.join("vmlinux"))?;
     write(&directory.join("release"), &release)?;
     let base = dom0::base(&root)?;
     std::fs::write(directory.join("base.cpio"), base).context("writing dom0's archive")?;

@@ -52,7 +52,8 @@ struct Raw {
 impl Raw {
     fn set() -> Result<Self> {
         let before = stty(&["-g"])?.trim().to_owned();
-        stty(&["raw", "-echo"])?;
+        // With line ends made whole: a guest that ends its lines with LF alone is read the same.
+        stty(&["raw", "-echo", "opost", "onlcr"])?;
         Ok(Self { before })
     }
 }

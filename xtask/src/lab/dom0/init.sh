@@ -24,10 +24,7 @@ while [ ! -e "$1" ] && [ $tries -lt 100 ]; do
 done
 echo "lab: starting the agent"
 /lab/agent "$@" < /dev/null &
-agent=$!
-while kill -0 $agent 2> /dev/null; do
-    # Waiting reaps whatever daemons leave to us; the agent is never far behind a second.
-    sleep 1
-done
+# Process 1 must also reap what daemons leave to it; waiting for one child does that for all.
+wait $!
 echo "lab: the agent has ended"
 poweroff -f
