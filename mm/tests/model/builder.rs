@@ -63,6 +63,7 @@ struct Tables<'a> {
 
 impl Tables<'_> {
     fn new(frames: &mut Vec<Frame>, nr_pages: u64, first: Pfn) -> Tables<'_> {
+        frames[super::native(mfn(nr_pages, first.get()).get())].zero();
         Tables { frames, nr_pages, root: first, next: first.plus(1), known: BTreeMap::new() }
     }
 
@@ -77,6 +78,7 @@ impl Tables<'_> {
                     let below = self.next;
                     self.next = below.plus(1);
                     self.known.insert(key, below);
+                    self.frames[super::native(mfn(self.nr_pages, below.get()).get())].zero();
                     let flags = Flags::PRESENT | Flags::WRITABLE | Flags::ACCESSED | Flags::DIRTY | Flags::USER;
                     self.write(table, index(level, va), below, flags);
                     below

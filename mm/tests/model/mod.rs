@@ -28,6 +28,8 @@ use xen_sys::Errno;
 use xen_sys::abi::xen::MmuUpdate;
 use xen_sys::hypercall::mmu::MmuError;
 
+/// What is in memory that nobody has written. Neither a valid nor an empty entry.
+const GARBAGE: u64 = 0x0dea_dbee_fdea_dbef;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// What references to a frame allow.
@@ -67,11 +69,15 @@ impl Frame {
     }
 
     pub(crate) fn read(&self, index: u64) -> u64 {
-        self.content.as_ref().map_or(0, |content| content[native(index)])
+        self.content.as_ref().map_or(GARBAGE, |content| content[native(index)])
+    }
+
+    fn zero(&mut self) {
+        self.content = Some(Box::new([0; 512]));
     }
 
     fn write(&mut self, index: u64, value: u64) {
-        self.content.get_or_insert_with(|| Box::new([0; 512]))[native(index)] = value;
+        self.content.get_or_insert_with(|| Box::new([GARBAGE; 512]))[native(index)] = value;
     }
 }
 
