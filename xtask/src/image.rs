@@ -59,7 +59,7 @@ pub fn build(terminal: &Terminal, logs: &Path) -> Result<Image> {
     terminal.stage("building the kernel");
     let log = logs.join("image.log");
     let mut command = cargo::cargo();
-    command.args(["build", "--package", "kernel", "--release", "--target", TARGET]);
+    command.args(["build", "--package", "kernel", "--profile", "image", "--target", TARGET]);
     command.arg("--message-format=json-render-diagnostics");
     let output = cargo::run_ok(command, &log, &mut |line| {
         if !line.starts_with('{') {
