@@ -24,6 +24,10 @@ impl<H: Hypervisor> Events<H> {
         if !self.is_ready(cpu) {
             return Err(DeviceError::CpuNotReady { nr, cpu });
         }
+        let target = self.cpus.on(cpu);
+        if target.table.intent_of(nr).is_some() {
+            return Err(DeviceError::PortTaken { nr });
+        }
         let port = Port { nr, incarnation: self.incarnation() };
         match self.devices.bind(port, cpu, action) {
             None => return Err(DeviceError::NoSuchPort { nr }),
@@ -31,19 +35,18 @@ impl<H: Hypervisor> Events<H> {
             Some(Err(Taken::Action(has))) => return Err(DeviceError::ActionTaken { nr, has }),
             Some(Ok(())) => {}
         }
-        // Xen refuses here what is not ours to move: per-vcpu virqs, ipis, ports that do not exist. So nothing of an
-        // intent's has been touched before.
+        // Xen refuses what cannot be moved: other CPUs' virqs and ipis, ports that do not exist. So nothing of theirs has
+        // been touched before.
         if let Err(errno) = self.xen.bind_vcpu(nr, cpu) {
             self.devices.unbind(nr);
             return Err(DeviceError::Route { nr, cpu, errno });
         }
         // Masked, whatever it was: only a port that was masked is raised anew by Xen's unmask, on the new CPU.
         self.abi.mask_port(nr);
-        let own = &self.cpus.on(cpu).own;
-        own.add(nr);
+        target.own.add(nr);
         // Always by Xen, also for a port of this CPU: this is no path that counts, and needs no masked upcalls.
         if let Err(errno) = self.xen.unmask(nr) {
-            own.remove(nr);
+            target.own.remove(nr);
             self.devices.unbind(nr);
             return Err(DeviceError::Unmask { nr, errno });
         }

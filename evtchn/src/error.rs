@@ -65,7 +65,7 @@ pub enum DeviceError {
         /// Which.
         nr: PortNr,
     },
-    /// Another action, or an intent of the CPU, has the port.
+    /// Another action, or an intent of that CPU, has the port.
     PortTaken {
         /// Which.
         nr: PortNr,

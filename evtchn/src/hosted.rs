@@ -16,6 +16,7 @@ use xen_sys::errno::Errno;
 use xen_sys::primitive::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
 use xen_sys::primitive::sync::atomic::fence;
 
+use crate::two_level;
 use crate::{AbiKind, Answers, BindError, Binds, Events, Handlers, Hypervisor, PortNr, Ports, Virq};
 
 /// What a port is, in Xen.
@@ -70,8 +71,12 @@ pub fn nr(n: u32) -> PortNr {
     PortNr::new(n).expect("tests use no port 0")
 }
 
-/// Ports that the fake has.
-pub const NR_PORTS: usize = if cfg!(loom) { 128 } else { 1024 };
+/// The first port number that the ABI does not reach; it is smaller under loom and Miri.
+#[expect(clippy::cast_possible_truncation, reason = "4096 at most")]
+pub const CAPACITY: u32 = two_level::CAPACITY as u32;
+
+/// Ports that the fake has: 1 up to this, xl's default, or what the ABI reaches.
+pub const NR_PORTS: usize = if two_level::CAPACITY < 1024 { two_level::CAPACITY } else { 1024 };
 
 impl Fake {
     /// A fresh domain: port 0 is never given out, everything is unmasked.

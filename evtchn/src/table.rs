@@ -68,8 +68,8 @@ impl CpuTable {
 
     /// The life for which this CPU has bound its intents.
     pub(crate) fn ready(&self) -> Incarnation {
-        // ORDERING: Acquire, pairs with the Release in `set_ready`: who sees this CPU ready and adds a device port to
-        // its set does so after the set was emptied.
+        // ORDERING: Acquire, pairs with the Release in `set_ready`: who sees this CPU ready finds the map of this life in
+        // it, and adds a device port to its set after that was emptied.
         // Weakening fails in evtchn/tests/loom_bind.rs.
         Incarnation::new(self.ready.load(Ordering::Acquire))
     }

@@ -28,8 +28,14 @@ use xen_sys::primitive::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use crate::port::PortNr;
 
-/// Words of 64 ports. loom models every atomic, so there are few of them there.
-pub(crate) const WORDS: usize = if cfg!(loom) { 2 } else { 64 };
+/// Words of 64 ports. Fewer where every atomic costs: loom models each of them, Miri watches each.
+pub(crate) const WORDS: usize = if cfg!(loom) {
+    2
+} else if cfg!(miri) {
+    4
+} else {
+    64
+};
 
 /// Ports that the ABI reaches, the invalid port 0 included.
 pub(crate) const CAPACITY: usize = WORDS * u64::BITS as usize;
@@ -65,7 +71,7 @@ impl OwnPorts {
         OwnPorts { mine: core::array::from_fn(|_| AtomicU64::new(0)), turn: AtomicU32::new(0) }
     }
 
-    // ORDERING: Relaxed in all four. A CPU that adds a device port here unmasks it afterwards. An upcall that is caused
+    // ORDERING: Relaxed in all. A CPU that adds a device port here unmasks it afterwards. An upcall that is caused
     // by this port acquires that through the selector (unmask, then Xen's delivery, then our swap); one that comes
     // for another reason and misses the bit leaves PENDING set, and the port's own selector bit is yet to come.
 
@@ -87,13 +93,18 @@ impl OwnPorts {
         }
     }
 
-    pub(crate) fn contains(&self, nr: PortNr) -> bool {
-        Place::of(nr).is_some_and(|at| self.mine[at.word].load(Ordering::Relaxed) & at.bit != 0)
-    }
-
     /// The ports in it when asked, in order.
     pub(crate) fn iter_racy(&self) -> impl Iterator<Item = PortNr> {
-        (0..u32::MAX).take(CAPACITY).filter_map(PortNr::new).filter(|nr| self.contains(*nr))
+        self.mine.iter().enumerate().flat_map(|(word, mine)| {
+            let mut bits = mine.load(Ordering::Relaxed);
+            core::iter::from_fn(move || {
+                let bit = bits.trailing_zeros();
+                // `None` once no bit is left.
+                bits &= bits.checked_sub(1)?;
+                Some(bit)
+            })
+            .filter_map(move |bit| port_at(word, bit))
+        })
     }
 }
 

@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// The ABI's last port.
+const LAST: u32 = if cfg!(miri) { 255 } else { 4095 };
+
 struct Rig {
     shared: SharedInfo,
     flags: VcpuInfo,
@@ -60,7 +63,7 @@ impl Rig {
 
 #[test]
 fn first_and_last_port_of_words() {
-    let ports = [1, 63, 64, 127, 4095];
+    let ports = [1, 63, 64, 127, LAST];
     let rig = Rig::new(&ports);
     for port in ports {
         rig.raise(port);
@@ -104,7 +107,7 @@ fn unmask_of_an_idle_port_raises_nothing() {
 
 #[test]
 fn all_selector_bits_without_events_are_spurious() {
-    let rig = Rig::new(&[5, 4095]);
+    let rig = Rig::new(&[5, LAST]);
     rig.flags.evtchn_pending_sel.store(!0, Ordering::Relaxed);
     rig.flags.evtchn_upcall_pending.store(1, Ordering::Relaxed);
     let (seen, taken) = rig.take();
@@ -178,7 +181,7 @@ fn turns_alternate() {
 
 #[test]
 fn round_visits_each_selected_bit_once() {
-    for turn in [0, 1, 63, 64, 100, 4095, 4096, u32::MAX] {
+    for turn in [0, 1, 63, 64, 100, LAST, LAST + 1, u32::MAX] {
         for selector in [0, 1, !0, 1 << 63, 0b1010] {
             let mut seen = [0_u64; WORDS];
             let mut first = None;
@@ -200,11 +203,10 @@ fn round_visits_each_selected_bit_once() {
 #[test]
 fn ports_beyond_the_abi_do_nothing() {
     let rig = Rig::new(&[]);
-    for port in [4096, u32::MAX] {
+    for port in [LAST + 1, u32::MAX] {
         rig.own.add(nr(port));
         rig.abi().mask_port(nr(port));
         rig.unmask(port);
-        assert!(!rig.own.contains(nr(port)));
         assert!(!rig.abi().is_masked_racy(nr(port)));
     }
     assert_eq!(rig.own.iter_racy().count(), 0);
@@ -212,11 +214,12 @@ fn ports_beyond_the_abi_do_nothing() {
 
 #[test]
 fn own_ports_are_listed_in_order() {
+    assert_eq!(LAST as usize + 1, CAPACITY);
     let own = OwnPorts::new();
-    for port in [4095, 1, 64] {
+    for port in [LAST, 1, 64] {
         own.add(nr(port));
     }
-    assert_eq!(own.iter_racy().map(PortNr::get).collect::<Vec<_>>(), [1, 64, 4095]);
+    assert_eq!(own.iter_racy().map(PortNr::get).collect::<Vec<_>>(), [1, 64, LAST]);
     own.remove(nr(64));
     assert_eq!(own.iter_racy().count(), 2);
     own.clear(&percpu::hosted::masked());

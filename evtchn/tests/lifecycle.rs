@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 
-use evtchn::hosted::{self, Batch, Channel, Fake, bring_up, cpu, masked, nr, quiesced};
+use evtchn::hosted::{self, Batch, CAPACITY, Channel, Fake, bring_up, cpu, masked, nr, quiesced};
 use evtchn::{
     Action, BindError, CpuCounts, DeviceError, Events, Handlers, Hypervisor, Incarnation, Intent, Ipi, Port, PortKind,
     Ports, SendOutcome, Upcall, Virq,
@@ -97,7 +97,7 @@ fn everything_is_masked_until_bound() {
     let port = xen.allocate(Channel::Device(cpu(0))).expect("room");
     assert!(!xen.is_masked(port), "a fresh boot has everything unmasked");
     let events = hosted::boot(&xen, HANDLERS);
-    assert!((1..1024).all(|port| xen.is_masked(port)));
+    assert!((1..u32::try_from(hosted::NR_PORTS).expect("few")).all(|port| xen.is_masked(port)));
     let _on = percpu::hosted::enter(cpu(0));
     xen.raise(port);
     bring_up(&events, &xen).expect("room");
@@ -146,7 +146,7 @@ fn devices_can_be_bound_anywhere_and_unbound() {
 fn device_errors_change_nothing() {
     static ONE: Action = Action::new(on_device, 0);
     static TWO: Action = Action::new(on_device, 1);
-    let (xen, events) = up(1);
+    let (xen, events) = up(2);
     let _on = percpu::hosted::enter(cpu(0));
     upcall(&xen, &events, 0);
     let (a, b) =
@@ -155,16 +155,15 @@ fn device_errors_change_nothing() {
     assert_eq!(events.bind_device(nr(a), cpu(0), &TWO), Err(DeviceError::PortTaken { nr: nr(a) }));
     assert_eq!(TWO.port(), None);
     assert_eq!(events.bind_device(nr(b), cpu(0), &ONE), Err(DeviceError::ActionTaken { nr: nr(b), has }));
-    assert_eq!(events.bind_device(nr(4096), cpu(0), &TWO), Err(DeviceError::NoSuchPort { nr: nr(4096) }));
+    assert_eq!(events.bind_device(nr(CAPACITY), cpu(0), &TWO), Err(DeviceError::NoSuchPort { nr: nr(CAPACITY) }));
 
-    // An intent's port is refused by Xen, and goes on working.
+    // An intent's port goes on working; another CPU's is refused by Xen.
     let timer = xen.find(Channel::Virq(Virq::TIMER, cpu(0))).expect("bound");
-    let errno = Errno::EINVAL;
-    assert_eq!(
-        events.bind_device(nr(timer), cpu(0), &TWO),
-        Err(DeviceError::Route { nr: nr(timer), cpu: cpu(0), errno })
-    );
-    assert!(events.device_of_racy(nr(timer)).is_none());
+    assert_eq!(events.bind_device(nr(timer), cpu(0), &TWO), Err(DeviceError::PortTaken { nr: nr(timer) }));
+    let other = xen.find(Channel::Virq(Virq::TIMER, cpu(1))).expect("bound");
+    let refused = DeviceError::Route { nr: nr(other), cpu: cpu(0), errno: Errno::EINVAL };
+    assert_eq!(events.bind_device(nr(other), cpu(0), &TWO), Err(refused));
+    assert!(events.device_of_racy(nr(other)).is_none() && !xen.is_masked(other));
     xen.raise(timer);
     xen.raise(a);
     assert_eq!(upcall(&xen, &events, 0), Some(Upcall::Handled(2)));
@@ -264,7 +263,7 @@ fn failed_binds_are_undone_and_named() {
         (0, Err(Errno::ENOSPC), BindError::Refused { cpu: cpu1, intent: timer, errno: Errno::ENOSPC }),
         (1, Err(Errno::EINVAL), BindError::Refused { cpu: cpu1, intent: call, errno: Errno::EINVAL }),
         (1, Ok(0), BindError::BadPort { cpu: cpu1, intent: call, nr: 0 }),
-        (0, Ok(4096), BindError::BadPort { cpu: cpu1, intent: timer, nr: 4096 }),
+        (0, Ok(CAPACITY), BindError::BadPort { cpu: cpu1, intent: timer, nr: CAPACITY }),
         (1, Ok(u32::MAX), BindError::BadPort { cpu: cpu1, intent: call, nr: u32::MAX }),
         // The timer's.
         (1, Ok(1), BindError::BadPort { cpu: cpu1, intent: call, nr: 1 }),
@@ -318,10 +317,10 @@ fn a_full_batch_and_a_stale_plan_are_refused() {
 fn refused_sends_are_counted() {
     let (xen, events) = up(1);
     let _on = percpu::hosted::enter(cpu(0));
-    let port = Port { nr: nr(500), incarnation: events.incarnation() };
+    let port = Port { nr: nr(100), incarnation: events.incarnation() };
     assert_eq!(events.send(port), SendOutcome::Refused(Errno::EINVAL));
     assert_eq!(events.counts_racy(cpu(0)).refused_sends, 1);
-    assert_eq!(xen.close(nr(500)), Err(Errno::EINVAL));
+    assert_eq!(xen.close(nr(100)), Err(Errno::EINVAL));
 }
 
 #[test]

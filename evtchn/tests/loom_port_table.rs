@@ -1,0 +1,104 @@
+//! The port table: publishing an action against whoever looks it up, and taking it away under a running upcall.
+#![cfg(loom)]
+
+use evtchn::hosted::{self, Channel, Fake, bring_up, cpu, masked, nr};
+use evtchn::{Action, DeviceError, Events, Handlers};
+use loom::sync::Arc;
+use loom::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use loom::thread;
+use percpu::Masked;
+
+loom::lazy_static! {
+    static ref RUNS: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
+}
+
+fn on_device(_: &Masked, action: &Action) {
+    RUNS[action.context()].fetch_add(1, Relaxed);
+}
+
+fn action(context: usize) -> &'static Action {
+    Box::leak(Box::new(Action::new(on_device, context)))
+}
+
+/// One CPU, up, and a device's port.
+fn up() -> (Fake, Arc<Events<Fake>>, u32) {
+    let xen = Fake::new(1);
+    let events = hosted::boot(&xen, Handlers::new());
+    let _on = percpu::hosted::enter(cpu(0));
+    bring_up(&events, &xen).expect("room");
+    let port = xen.allocate(Channel::Device(cpu(0))).expect("room");
+    (xen, Arc::new(events), port)
+}
+
+/// PT1: who finds an action finds all that was written to it before it was stored, here its port.
+#[test]
+fn an_action_is_published_whole() {
+    loom::model(|| {
+        let (_xen, events, port) = up();
+        let reader = {
+            let events = events.clone();
+            thread::spawn(move || {
+                if let Some(action) = events.device_of_racy(nr(port)) {
+                    assert_eq!(action.port().map(|port| port.nr), Some(nr(port)));
+                }
+            })
+        };
+        events.bind_device(nr(port), cpu(0), action(0)).expect("free");
+        reader.join().expect("the reader found it whole");
+    });
+}
+
+#[test]
+fn one_of_two_binders_wins() {
+    loom::model(|| {
+        let (xen, events, port) = up();
+        let actions = [action(0), action(1)];
+        let other = {
+            let events = events.clone();
+            thread::spawn(move || events.bind_device(nr(port), cpu(0), actions[1]))
+        };
+        let one = events.bind_device(nr(port), cpu(0), actions[0]);
+        let other = other.join().expect("no panic");
+        let taken = Err(DeviceError::PortTaken { nr: nr(port) });
+        let winner = if one.is_ok() { 0 } else { 1 };
+        assert_eq!(if winner == 0 { other } else { one }, taken);
+        assert!(actions[winner].port().is_some() && actions[1 - winner].port().is_none());
+
+        xen.raise(port);
+        let _on = percpu::hosted::enter(cpu(0));
+        events.demux(&masked(), xen.flags(cpu(0)));
+        assert_eq!(RUNS[winner].load(Relaxed), 1);
+        assert_eq!(RUNS[1 - winner].load(Relaxed), 0);
+    });
+}
+
+/// Unbinding while the event is being handled: the action runs or it does not, and once the port is bound to another
+/// action, events are that one's, and the port is not left mute.
+#[test]
+fn unbind_and_bind_anew_under_an_upcall() {
+    loom::model(|| {
+        let (xen, events, port) = up();
+        let actions = [action(0), action(1)];
+        events.bind_device(nr(port), cpu(0), actions[0]).expect("free");
+        xen.raise(port);
+        let target = {
+            let (xen, events) = (xen.clone(), events.clone());
+            thread::spawn(move || {
+                let _on = percpu::hosted::enter(cpu(0));
+                events.demux(&masked(), xen.flags(cpu(0)));
+            })
+        };
+        events.unbind_device(actions[0]).expect("bound above");
+        events.bind_device(nr(port), cpu(0), actions[1]).expect("free again");
+        target.join().expect("no panic");
+        let old = RUNS[0].load(Relaxed);
+        assert!(old <= 1);
+
+        xen.raise(port);
+        let _on = percpu::hosted::enter(cpu(0));
+        events.demux(&masked(), xen.flags(cpu(0)));
+        assert!(!xen.is_masked(port) && !xen.is_pending(port));
+        assert_eq!(RUNS[0].load(Relaxed), old, "the old action ran after the upcall it could be in");
+        assert!(RUNS[1].load(Relaxed) >= 1);
+    });
+}

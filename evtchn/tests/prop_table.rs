@@ -1,0 +1,283 @@
+//! Random histories of binding, sending, upcalls, suspends and restores, against a model that knows only sets.
+#![cfg(not(loom))]
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
+
+use evtchn::hosted::{self, Channel, Fake, bring_up, cpu, masked, nr, quiesced};
+use evtchn::{Action, DeviceError, Events, Handlers, Intent, Ipi, Port, Ports, SendOutcome, Upcall, Virq};
+use percpu::Masked;
+use proptest::prelude::*;
+
+const CPUS: usize = 3;
+const ACTIONS: usize = 3;
+
+/// What a handler run is of.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum What {
+    Intent(Intent),
+    Action(usize),
+}
+
+const TIMER: What = What::Intent(Intent::Virq(Virq::TIMER));
+const CONSOLE: What = What::Intent(Intent::Virq(Virq::CONSOLE));
+const CALL: What = What::Intent(Intent::Ipi(Ipi::Call));
+
+thread_local! {
+    static SEEN: RefCell<Vec<(usize, What)>> = const { RefCell::new(Vec::new()) };
+}
+
+fn see(what: What) {
+    SEEN.with_borrow_mut(|seen| seen.push((percpu::current().index(), what)));
+}
+
+fn on_device(_: &Masked, action: &Action) {
+    see(What::Action(action.context()));
+}
+
+fn handlers() -> Handlers {
+    Handlers::new()
+        .virq(Virq::TIMER, |_| see(TIMER))
+        .virq(Virq::CONSOLE, |_| see(CONSOLE))
+        .ipi(Ipi::Call, |_| see(CALL))
+}
+
+/// Actions live for ever, so they are kept where a leak check finds them.
+fn action(context: usize) -> &'static Action {
+    static KEPT: Mutex<Vec<&'static Action>> = Mutex::new(Vec::new());
+    let action: &'static Action = Box::leak(Box::new(Action::new(on_device, context)));
+    KEPT.lock().unwrap_or_else(PoisonError::into_inner).push(action);
+    action
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    BringUp(usize),
+    /// An event on the port at this place among those that exist.
+    Raise(usize),
+    Ipi(usize, usize),
+    Upcall(usize),
+    NewDevice,
+    Bind(usize, usize, usize),
+    Unbind(usize),
+    Send(usize),
+    Suspend(bool),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let (cpu, place, action) = (0..CPUS, 0..32_usize, 0..ACTIONS);
+    prop_oneof![
+        3 => cpu.clone().prop_map(Op::BringUp),
+        8 => place.clone().prop_map(Op::Raise),
+        3 => (cpu.clone(), cpu.clone()).prop_map(|(from, to)| Op::Ipi(from, to)),
+        6 => cpu.clone().prop_map(Op::Upcall),
+        2 => Just(Op::NewDevice),
+        4 => (place, cpu, action.clone()).prop_map(|(place, cpu, action)| Op::Bind(place, cpu, action)),
+        2 => action.clone().prop_map(Op::Unbind),
+        2 => action.prop_map(Op::Send),
+        1 => any::<bool>().prop_map(Op::Suspend),
+    ]
+}
+
+/// The model: who has which port, and which ports have an event waiting.
+#[derive(Default)]
+struct Model {
+    ports: BTreeMap<u32, Option<(usize, What)>>,
+    waiting: BTreeSet<u32>,
+    ready: BTreeSet<usize>,
+    /// Ports of actions, also of earlier lives.
+    ever: BTreeMap<usize, Port>,
+}
+
+impl Model {
+    /// What the next upcall on `cpu` handles.
+    fn due(&self, cpu: usize) -> BTreeMap<u32, What> {
+        let owned = |port: &u32| match self.ports.get(port) {
+            Some(Some((owner, what))) if *owner == cpu => Some((*port, *what)),
+            _ => None,
+        };
+        self.waiting.iter().filter_map(owned).collect()
+    }
+
+    fn of_action(&self, action: usize) -> Option<u32> {
+        let is =
+            |(_, owner): &(&u32, &Option<(usize, What)>)| owner.is_some_and(|(_, what)| what == What::Action(action));
+        self.ports.iter().find(is).map(|(port, _)| *port)
+    }
+
+    fn place(&self, place: usize) -> Option<u32> {
+        self.ports.keys().nth(place % self.ports.len().max(1)).copied()
+    }
+}
+
+struct Run {
+    xen: Fake,
+    events: Events<Fake>,
+    actions: [&'static Action; ACTIONS],
+    model: Model,
+}
+
+impl Run {
+    fn new() -> Run {
+        let xen = Fake::new(CPUS);
+        let events = hosted::boot(&xen, handlers());
+        Run { xen, events, actions: [0, 1, 2].map(action), model: Model::default() }
+    }
+
+    fn bring_up(&mut self, n: usize) {
+        // Once in a life, as the kernel does it.
+        if !self.model.ready.insert(n) {
+            return;
+        }
+        let _on = percpu::hosted::enter(cpu(n));
+        self.xen.place(cpu(n));
+        bring_up(&self.events, &self.xen).expect("the fake has ports enough");
+        let global = (n == 0).then_some((Channel::Virq(Virq::CONSOLE, cpu(n)), CONSOLE));
+        let own = [(Channel::Virq(Virq::TIMER, cpu(n)), TIMER), (Channel::Ipi(cpu(n)), CALL)];
+        for (channel, what) in own.into_iter().chain(global) {
+            let port = self.xen.find(channel).expect("just bound");
+            self.model.ports.insert(port, Some((n, what)));
+        }
+    }
+
+    fn bind(&mut self, place: usize, n: usize, a: usize) {
+        let Some(port) = self.model.place(place) else { return };
+        let bound = self.events.bind_device(nr(port), cpu(n), self.actions[a]);
+        let nr = nr(port);
+        let expected = match (self.model.ports[&port], self.model.of_action(a)) {
+            _ if !self.model.ready.contains(&n) => Err(DeviceError::CpuNotReady { nr, cpu: cpu(n) }),
+            (Some((owner, What::Intent(_))), _) if owner == n => Err(DeviceError::PortTaken { nr }),
+            (_, Some(_)) => Err(DeviceError::ActionTaken { nr, has: self.model.ever[&a] }),
+            (Some((_, What::Action(_))), _) => Err(DeviceError::PortTaken { nr }),
+            (Some(_), _) => Err(DeviceError::Route { nr, cpu: cpu(n), errno: xen_sys::Errno::EINVAL }),
+            (None, None) => {
+                self.model.ports.insert(port, Some((n, What::Action(a))));
+                let port = Port { nr, incarnation: self.events.incarnation() };
+                self.model.ever.insert(a, port);
+                Ok(port)
+            }
+        };
+        assert_eq!(bound, expected);
+    }
+
+    fn upcall(&mut self, n: usize) {
+        let _on = percpu::hosted::enter(cpu(n));
+        let due = self.model.due(n);
+        if !due.is_empty() {
+            assert!(self.xen.upcall_due(cpu(n)), "Xen does not enter cpu {n}, and {due:?} wait");
+        }
+        let upcall = self.events.demux(&masked(), self.xen.flags(cpu(n)));
+        let mut seen = SEEN.take();
+        seen.sort_unstable();
+        let mut expected: Vec<_> = due.values().map(|what| (n, *what)).collect();
+        expected.sort_unstable();
+        assert_eq!(seen, expected);
+        self.model.waiting.retain(|port| !due.contains_key(port));
+        let expected = match (self.model.ready.contains(&n), u32::try_from(due.len()).expect("few")) {
+            (false, _) => Upcall::NotReady,
+            (true, 0) => Upcall::Spurious,
+            (true, events) => Upcall::Handled(events),
+        };
+        assert_eq!(upcall, expected);
+        assert!(!self.xen.upcall_due(cpu(n)));
+    }
+
+    fn suspend(&mut self, resumed: bool) {
+        self.events.detach(&quiesced());
+        if !resumed {
+            hosted::attach(&self.events, &self.xen, Ports::Kept);
+            return;
+        }
+        self.xen.restore();
+        hosted::attach(&self.events, &self.xen, Ports::Gone);
+        self.model = Model { ever: std::mem::take(&mut self.model.ever), ..Model::default() };
+    }
+
+    fn step(&mut self, op: &Op) {
+        match *op {
+            Op::BringUp(n) => self.bring_up(n),
+            Op::Raise(place) => {
+                if let Some(port) = self.model.place(place) {
+                    self.xen.raise(port);
+                    self.model.waiting.insert(port);
+                }
+            }
+            Op::Ipi(from, to) => {
+                let _on = percpu::hosted::enter(cpu(from));
+                let outcome = self.events.send_ipi(cpu(to), Ipi::Call);
+                if self.model.ready.contains(&to) {
+                    assert_eq!(outcome, SendOutcome::Sent);
+                    self.model.waiting.insert(self.xen.find(Channel::Ipi(cpu(to))).expect("bound"));
+                } else {
+                    assert_eq!(outcome, SendOutcome::Unbound);
+                }
+            }
+            Op::Upcall(n) => self.upcall(n),
+            Op::NewDevice => {
+                let port = self.xen.allocate(Channel::Device(cpu(0))).expect("room");
+                self.model.ports.insert(port, None);
+            }
+            Op::Bind(place, n, a) => self.bind(place, n, a),
+            Op::Unbind(a) => {
+                let unbound = self.events.unbind_device(self.actions[a]);
+                let expected = self.model.of_action(a).ok_or(DeviceError::NotBound);
+                assert_eq!(unbound.map(|nr| nr.get()), expected);
+                if let Ok(port) = expected {
+                    self.model.ports.insert(port, None);
+                }
+            }
+            Op::Send(a) => {
+                let _on = percpu::hosted::enter(cpu(0));
+                if let Some(port) = self.model.ever.get(&a) {
+                    let current = port.incarnation == self.events.incarnation();
+                    let expected = if current { SendOutcome::Sent } else { SendOutcome::Stale };
+                    assert_eq!(self.events.send(*port), expected);
+                }
+            }
+            Op::Suspend(resumed) => self.suspend(resumed),
+        }
+        self.check();
+    }
+
+    /// What must hold after each step.
+    fn check(&self) {
+        for n in 0..CPUS {
+            assert_eq!(self.events.is_ready(cpu(n)), self.model.ready.contains(&n));
+            if !self.model.ready.contains(&n) {
+                continue;
+            }
+            let own: Vec<u32> = self.events.ports_racy(cpu(n)).map(|port| port.nr.get()).collect();
+            let is_own = |(_, owner): &(&u32, &Option<(usize, What)>)| owner.is_some_and(|(owner, _)| owner == n);
+            assert_eq!(own, self.model.ports.iter().filter(is_own).map(|(port, _)| *port).collect::<Vec<_>>());
+        }
+        for (port, owner) in &self.model.ports {
+            // EV1.
+            assert_eq!(self.xen.is_masked(*port), owner.is_none(), "port {port} of {owner:?}");
+            assert_eq!(self.xen.is_pending(*port), self.model.waiting.contains(port));
+        }
+        for (a, action) in self.actions.iter().enumerate() {
+            assert_eq!(action.port().map(|port| port.nr.get()), self.model.of_action(a));
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: if cfg!(miri) { 4 } else { 256 },
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn histories_agree_with_the_model(ops in prop::collection::vec(op(), 1..if cfg!(miri) { 30 } else { 120 })) {
+        let mut run = Run::new();
+        for op in &ops {
+            run.step(op);
+        }
+        for n in 0..CPUS {
+            run.upcall(n);
+        }
+        prop_assert!(run.model.waiting.iter().all(|port| run.model.ports[port].is_none()));
+    }
+}
