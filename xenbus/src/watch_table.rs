@@ -23,6 +23,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::task::{Poll, Waker};
+use xen_sys::Errno;
 
 /// The most paths that are remembered per watch.
 pub const QUEUE_MAX: usize = 32;
@@ -141,6 +142,13 @@ impl WatchTable {
             (State::Leaving, outcome) => {
                 let entry = self.entries.remove(at);
                 outcome.is_ok().then(|| entry.payload())
+            }
+            // The token is ours alone, so one that exists is this watch: a toolstack may resume the old domain in the
+            // new one's manner, and then nothing was taken away.
+            (State::Asking { again: true }, Err(Cause::Xen(Errno::EEXIST))) => {
+                entry.state = State::Live;
+                wake.extend(entry.all_changed());
+                None
             }
             (State::Asking { again }, Ok(())) => {
                 entry.state = State::Live;
