@@ -71,9 +71,6 @@ pub fn loom(steps: &mut Steps<'_>, workspace: &Workspace) -> Result<()> {
             let mut command = cargo::cargo();
             command.args(["test", "--package", &member.name, "--release", "--test", test]);
             command.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", loom_target_dir());
-            // The image's link-time optimisation would take longer here than the models themselves.
-            command.env("CARGO_PROFILE_RELEASE_LTO", "off").env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
-            command.env("CARGO_PROFILE_RELEASE_DEBUG", "line-tables-only");
             steps.run("loom", &format!("{} {test}", member.name), command, Tally::Tests)?;
         }
     }

@@ -161,7 +161,7 @@ impl Host for FakeHost {
                 self.guest_says("stasis: shutdown reason=poweroff");
                 exit(0, "")
             }
-            s if s.contains("while xl list 4") => match self.fault {
+            s if s.contains("until domain 4 is gone") => match self.fault {
                 Fault::LeavesThingsBehind => exit(1, "/local/domain/4/data = \"\""),
                 _ => exit(0, ""),
             },

@@ -36,15 +36,16 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// For a guest of this size in the lab.
+    /// For a guest of this size in the lab, on a machine that does other things too: ten times what a quiet
+    /// one needs.
     pub fn for_guest(vcpus: u32, memory_mib: u32) -> Limits {
         let seconds = |n: u32| Duration::from_secs(n.into());
         Limits {
-            boot: seconds(60 + vcpus),
-            transfer: seconds(120 + 2 * vcpus + memory_mib / 4),
-            word: seconds(60 + vcpus),
-            command: seconds(60),
-            dying: seconds(3),
+            boot: seconds(120 + 2 * vcpus),
+            transfer: seconds(240 + 4 * vcpus + memory_mib / 2),
+            word: seconds(120 + 2 * vcpus),
+            command: seconds(180),
+            dying: seconds(5),
         }
     }
 }
@@ -103,14 +104,15 @@ impl<'h> Guest<'h> {
     /// The guest's failure if there is one, else the host's.
     pub fn command(&mut self, script: &str, limit: Duration) -> Result<Exit> {
         let ended = self.host.sh(script, limit);
+        let what = brief(script);
         if let Err(failure) = self.drain() {
             let output = match &ended {
                 Ok(exit) => format!("exit code {}\n{}", exit.code, exit.output.trim_end()),
                 Err(error) => format!("{error:#}"),
             };
-            return Err(failure.context(format!("while `{script}` ran ({output})")));
+            return Err(failure.context(format!("while `{what}` ran ({output})")));
         }
-        ended.with_context(|| self.with_last_words(&format!("`{script}` did not come to an end")))
+        ended.map_err(|error| anyhow!(self.with_last_words(&format!("`{what}` did not come to an end: {error:#}"))))
     }
 
     /// Like [`Guest::command`], where exit codes other than 0 are errors.
@@ -122,7 +124,7 @@ impl<'h> Guest<'h> {
         if exit.ok() {
             return Ok(exit.output);
         }
-        let text = format!("`{script}` failed with exit code {}:\n{}", exit.code, exit.output.trim_end());
+        let text = format!("`{}` failed with exit code {}:\n{}", brief(script), exit.code, exit.output.trim_end());
         Err(anyhow!(self.with_last_words(&text)))
     }
 
@@ -196,11 +198,12 @@ impl<'h> Guest<'h> {
     /// When the limit ends first, with what is left.
     pub fn wait_gone(&mut self, domid: &str) -> Result<()> {
         let script = format!(
-            "i=0; while xl list {domid} >/dev/null 2>&1 || xenstore-exists /local/domain/{domid}; do \
+            "# wait until domain {domid} is gone\n\
+             i=0; while xenstore-exists /local/domain/{domid} || xl list {domid} >/dev/null 2>&1; do \
              i=$((i+1)); if [ $i -ge 150 ]; then xl list; xenstore-ls -f /local/domain/{domid}; exit 1; fi; \
              sleep 0.2; done"
         );
-        self.command_ok(&script, self.limits.command).context("the domain does not go away").map(drop)
+        self.command_ok(&script, self.limits.transfer).context("the domain does not go away").map(drop)
     }
 
     /// Ends the domain, whatever state it is in; for clearing up after a failure, so errors are dropped.
@@ -277,6 +280,12 @@ impl<'h> Guest<'h> {
         }
         format!("{text}\nThe guest's last words:\n  | {}", words.join("\n  | "))
     }
+}
+
+/// A script as it is named in errors: its first line, a comment's text where it starts with one.
+fn brief(script: &str) -> &str {
+    let line = script.lines().next().unwrap_or(script).trim_start_matches("# ");
+    line.char_indices().nth(100).map_or(line, |(end, _)| &line[..end])
 }
 
 /// A backtrace in words, one line per frame; the bare addresses where there is no image.
