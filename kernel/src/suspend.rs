@@ -18,7 +18,7 @@ use percpu::{CpuId, Masked, Quiesced};
 use smp::suspend::{Ended, Failed, Prepare, Steps, TakeOver};
 use smp::{Missing, Outcome};
 use xen_sys::Errno;
-use xen_sys::abi::xen::{SharedInfo, StartInfo};
+use xen_sys::abi::xen::{SharedInfo, StartInfo, StartInfoConsoleDomU};
 use xen_sys::hypercall::sched::{self, SuspendOutcome};
 use xen_sys::primitive::sync::atomic::{AtomicU64, Ordering};
 use xenbus::Store;
@@ -134,6 +134,7 @@ async fn tell(seen_ns: u64, report: &Report) {
 }
 
 /// Parks all others, suspends, and brings vcpu 0 back.
+#[expect(clippy::result_large_err, reason = "a set of 1024 CPUs, once a suspend")]
 fn run() -> Result<Report, Abort> {
     console::dirty_ring();
     control::dirty_ring();
@@ -178,29 +179,41 @@ impl StartInfoPage {
         StartInfoPage { page: memory::direct(START_INFO_PFN.load(Ordering::Relaxed)) }
     }
 
+    /// A copy of it, as it is now.
+    fn read(self) -> StartInfo {
+        // SAFETY: mapped and ours (SI1).
+        unsafe { self.page.read_volatile() }
+    }
+
+    /// Its console, which outside of the initial domain is this arm of the union.
+    fn console(info: &StartInfo) -> StartInfoConsoleDomU {
+        // SAFETY: both arms are plain integers, and the initial domain, whose is the other one, is never suspended.
+        unsafe { info.console.domU }
+    }
+
     /// Machine frames of the xenstore and the console ring; their pages, while we are suspended.
     fn rings(self) -> (u64, u64) {
-        // SAFETY: mapped and ours (SI1).
-        unsafe { ((*self.page).store_mfn, (*self.page).console.domU.mfn) }
+        let info = self.read();
+        (info.store_mfn, StartInfoPage::console(&info).mfn)
     }
 
     fn set_rings(self, store: u64, console: u64) {
+        let mut info = self.read();
+        info.store_mfn = store;
+        info.console.domU = StartInfoConsoleDomU { mfn: console, ..StartInfoPage::console(&info) };
         // SAFETY: mapped and ours (SI1).
-        unsafe { (*self.page).store_mfn = store };
-        // SAFETY: mapped and ours (SI1).
-        unsafe { (*self.page).console.domU.mfn = console };
+        unsafe { self.page.write_volatile(info) };
     }
 
     /// Ports of the console and of xenstore, in this life of the domain.
     fn ports(self) -> (u32, u32) {
-        // SAFETY: mapped and ours (SI1).
-        unsafe { ((*self.page).console.domU.evtchn, (*self.page).store_evtchn) }
+        let info = self.read();
+        (StartInfoPage::console(&info).evtchn, info.store_evtchn)
     }
 
     /// Machine address of `shared_info`, in this life of the domain.
     fn shared_info(self) -> u64 {
-        // SAFETY: mapped and ours (SI1).
-        unsafe { (*self.page).shared_info }
+        self.read().shared_info
     }
 
     /// Its own machine frame, now.

@@ -205,11 +205,10 @@ pub(crate) async fn task(mut command: impl FnMut(&str)) {
         }
         for byte in &buffer[..count] {
             match byte {
+                b'\r' | b'\n' if typed.is_empty() => {}
                 b'\r' | b'\n' => {
-                    if !typed.is_empty() {
-                        command(&typed);
-                        typed.clear();
-                    }
+                    command(&typed);
+                    typed.clear();
                 }
                 // A line that is too long is cut; it is no command then.
                 byte if byte.is_ascii_graphic() || *byte == b' ' => {
