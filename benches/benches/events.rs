@@ -1,0 +1,77 @@
+//! The guest's own part of an event, against the hosted Xen: taking k pending events out of the 2-level tables, and the inbox.
+//!
+//! Shape: one thread; k events are delivered, then taken in one upcall. The time is of both together, so a delivery that finds
+//! the ports pending already is measured beside it: a lower bound of the fake's share.
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use evtchn::hosted::{self, Channel, Fake};
+use evtchn::{Action, Events, Handlers, Ipi, Virq};
+use percpu::{CpuId, Masked};
+use smp::{Inbox, Kind};
+
+fn nothing(_: &Masked) {}
+
+fn count(_: &Masked, action: &Action) {
+    black_box(action.context());
+}
+
+const HANDLERS: Handlers = Handlers::new().virq(Virq::TIMER, nothing).ipi(Ipi::Call, nothing);
+
+/// A domain of one CPU with `k` device ports, and their numbers.
+fn domain(k: usize) -> (Fake, Events<Fake>, Vec<u32>) {
+    let xen = Fake::new(1);
+    let events = hosted::boot(&xen, HANDLERS);
+    xen.place(CpuId::BOOT);
+    hosted::bring_up(&events, &xen).expect("the fake has ports enough");
+    let ports = (0..k).map(|n| {
+        let nr = xen.allocate(Channel::Device(CpuId::BOOT)).expect("the fake has ports enough");
+        let action: &'static Action = Box::leak(Box::new(Action::new(count, n)));
+        events.bind_device(hosted::nr(nr), CpuId::BOOT, action).expect("a new port can be bound");
+        nr
+    });
+    let ports = ports.collect();
+    (xen, events, ports)
+}
+
+fn drain(criterion: &mut Criterion) {
+    let _on = percpu::hosted::enter(CpuId::BOOT);
+    let masked = hosted::masked();
+    let mut group = criterion.benchmark_group("two_level");
+    for k in [1, 8, 64] {
+        let (xen, events, ports) = domain(k);
+        let deliver = || {
+            ports.iter().for_each(|nr| {
+                black_box(xen.raise(*nr));
+            })
+        };
+        group.throughput(Throughput::Elements(k as u64));
+        group.bench_function(BenchmarkId::new("deliver_again", k), |bencher| {
+            bencher.iter(&deliver);
+        });
+        group.bench_function(BenchmarkId::new("deliver_and_demux", k), |bencher| {
+            bencher.iter(|| {
+                deliver();
+                events.demux(&masked, xen.flags(CpuId::BOOT))
+            });
+        });
+    }
+    group.finish();
+}
+
+fn inbox(criterion: &mut Criterion) {
+    let _on = percpu::hosted::enter(CpuId::BOOT);
+    let masked = hosted::masked();
+    let inbox = Inbox::new();
+    criterion.bench_function("inbox/post_and_take", |bencher| {
+        bencher.iter(|| {
+            let posted = inbox.post(Kind::Reschedule);
+            let taken = inbox.take(&masked);
+            black_box((posted, taken.kinds))
+        });
+    });
+}
+
+criterion_group!(benches, drain, inbox);
+criterion_main!(benches);
