@@ -27,6 +27,7 @@ use core::ptr::{self, NonNull};
 use core::task::{Context, Poll, Waker};
 
 use percpu::Masked;
+use xen_sys::const_unless_loom;
 use xen_sys::primitive::cell::UnsafeCell;
 use xen_sys::primitive::sync::atomic::AtomicU8;
 use xen_sys::primitive::sync::atomic::Ordering::{self, AcqRel, Acquire, Relaxed, Release};
@@ -120,22 +121,24 @@ impl fmt::Display for Busy {
 impl core::error::Error for Busy {}
 
 impl CallNode {
-    /// A node that waits for its first call.
-    pub fn new() -> CallNode {
-        CallNode::in_state(State::Idle, Work::Nothing)
+    const_unless_loom! {
+        /// A node that waits for its first call.
+        pub fn new() -> CallNode {
+            CallNode {
+                state: AtomicState(AtomicU8::new(State::Idle as u8)),
+                next: UnsafeCell::new(ptr::null_mut()),
+                work: UnsafeCell::new(Work::Nothing),
+                waker: UnsafeCell::new(None),
+            }
+        }
     }
 
     /// A claimed node.
     pub(crate) fn scoped(work: unsafe fn(&Masked, *mut ()), with: *mut ()) -> CallNode {
-        CallNode::in_state(State::Queued, Work::Scoped(work, with))
-    }
-
-    fn in_state(state: State, work: Work) -> CallNode {
         CallNode {
-            state: AtomicState(AtomicU8::new(state as u8)),
-            next: UnsafeCell::new(ptr::null_mut()),
-            work: UnsafeCell::new(work),
-            waker: UnsafeCell::new(None),
+            state: AtomicState(AtomicU8::new(State::Queued as u8)),
+            work: UnsafeCell::new(Work::Scoped(work, with)),
+            ..CallNode::new()
         }
     }
 
@@ -355,4 +358,93 @@ fn set_waker(node: &'static CallNode, to: Option<&Waker>) {
         // SAFETY: ours by CN2, as the caller is the node's one `Pending`, in `Registering` or `Done`.
         unsafe { *waker = to.cloned() }
     });
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::cell::RefCell;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+    use std::task::Wake;
+
+    use percpu::{CpuId, hosted};
+
+    use super::*;
+    use crate::tests::{Alone, kernel};
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Relaxed);
+        }
+    }
+
+    fn poll(pending: &mut Pending, woken: &Arc<Woken>) -> Poll<()> {
+        Pin::new(pending).poll(&mut Context::from_waker(&Waker::from(Arc::clone(woken))))
+    }
+
+    std::thread_local! {
+        static RAN: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+    }
+
+    fn note(_masked: &Masked, argument: usize) {
+        RAN.with_borrow_mut(|ran| ran.push(argument));
+    }
+
+    fn ran() -> Vec<usize> {
+        RAN.with_borrow_mut(std::mem::take)
+    }
+
+    #[test]
+    fn a_node_is_claimed_until_its_end_has_been_seen() {
+        static NODE: CallNode = CallNode::new();
+        let (mail, _on) = kernel(1);
+        let pending = mail.call(CpuId::BOOT, &NODE, note, 1).expect("a new node is idle");
+        assert_eq!(mail.call(CpuId::BOOT, &NODE, note, 2).err(), Some(Busy));
+        mail.serve(&hosted::masked());
+        assert_eq!(mail.call(CpuId::BOOT, &NODE, note, 3).err(), Some(Busy));
+        pending.wait(&Alone);
+        drop(mail.call(CpuId::BOOT, &NODE, note, 4).expect("its end has been seen"));
+        mail.serve(&hosted::masked());
+        assert_eq!(ran(), [1, 4]);
+    }
+
+    #[test]
+    fn a_dropped_wait_frees_the_node_once_it_has_run() {
+        static NODE: CallNode = CallNode::new();
+        let (mail, _on) = kernel(1);
+        // Dropped before it runs, with and without a waker in it; and after.
+        let woken = Arc::new(Woken::default());
+        drop(mail.call(CpuId::BOOT, &NODE, note, 1).expect("a new node is idle"));
+        assert_eq!(mail.call(CpuId::BOOT, &NODE, note, 9).err(), Some(Busy));
+        mail.serve(&hosted::masked());
+        let mut pending = mail.call(CpuId::BOOT, &NODE, note, 2).expect("abandoned, and has run");
+        assert!(poll(&mut pending, &woken).is_pending());
+        drop(pending);
+        mail.serve(&hosted::masked());
+        let pending = mail.call(CpuId::BOOT, &NODE, note, 3).expect("abandoned, and has run");
+        mail.serve(&hosted::masked());
+        drop(pending);
+        drop(mail.call(CpuId::BOOT, &NODE, note, 4).expect("dropped after its end"));
+        mail.serve(&hosted::masked());
+        assert_eq!(ran(), [1, 2, 3, 4]);
+        assert_eq!((woken.0.load(Relaxed), Arc::strong_count(&woken)), (0, 1), "its waker is gone, unused");
+    }
+
+    #[test]
+    fn the_latest_waker_is_woken_once() {
+        static NODE: CallNode = CallNode::new();
+        let (mail, _on) = kernel(1);
+        let (first, second) = (Arc::new(Woken::default()), Arc::new(Woken::default()));
+        let mut pending = mail.call(CpuId::BOOT, &NODE, note, 1).expect("a new node is idle");
+        assert!(poll(&mut pending, &first).is_pending());
+        assert!(poll(&mut pending, &second).is_pending());
+        mail.serve(&hosted::masked());
+        assert_eq!((first.0.load(Relaxed), second.0.load(Relaxed)), (0, 1));
+        assert!(poll(&mut pending, &second).is_ready());
+        assert!(poll(&mut pending, &second).is_ready(), "ready once more, as it stays over");
+        assert_eq!(Arc::strong_count(&second), 1);
+    }
 }

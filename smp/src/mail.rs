@@ -140,3 +140,101 @@ impl Drop for StaysUntilDone {
         panic!("unwinding out of a frame that another cpu writes to");
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::cell::RefCell;
+    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::Ordering::Relaxed;
+
+    use percpu::hosted;
+
+    use super::*;
+    use crate::tests::{Alone, Noted, kernel};
+
+    fn rings(mail: &Mail<Noted>) -> Vec<usize> {
+        mail.delivery().rings.lock().expect("no test panics in there").drain(..).map(CpuId::index).collect()
+    }
+
+    fn cpu(n: usize) -> CpuId {
+        CpuId::new(n).expect("tests use small numbers")
+    }
+
+    #[test]
+    fn rings_for_an_empty_inbox_only() {
+        let (mail, _on) = kernel(3);
+        mail.post(cpu(2), Kind::Reschedule);
+        mail.post(cpu(2), Kind::Alive);
+        mail.post(cpu(0), Kind::Alive);
+        assert_eq!(rings(&mail), [2, 0]);
+        let _two = hosted::enter(cpu(2));
+        mail.serve(&hosted::masked());
+        mail.post(cpu(2), Kind::Stop);
+        mail.post(cpu(0), Kind::Alive);
+        assert_eq!(rings(&mail), [2]);
+        mail.serve(&hosted::masked());
+        let kinds = mail.delivery().kinds.lock().expect("no test panics in there").clone();
+        assert_eq!(kinds, [[Kind::Reschedule, Kind::Alive].into_iter().collect(), Kinds::from_iter([Kind::Stop])]);
+    }
+
+    #[test]
+    fn an_empty_inbox_asks_for_nothing() {
+        let (mail, _on) = kernel(1);
+        mail.serve(&hosted::masked());
+        assert!(mail.delivery().kinds.lock().expect("no test panics in there").is_empty());
+    }
+
+    std::thread_local! {
+        static RAN: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+    }
+
+    fn note(_masked: &Masked, argument: usize) {
+        RAN.with_borrow_mut(|ran| ran.push(argument));
+    }
+
+    #[test]
+    fn calls_run_in_order_and_also_when_they_are_dropped() {
+        static NODES: [CallNode; 4] = [const { CallNode::new() }; 4];
+        let (mail, _on) = kernel(1);
+        for (n, node) in NODES.iter().enumerate() {
+            drop(mail.call(CpuId::BOOT, node, note, n).expect("a new node is idle"));
+            mail.post(CpuId::BOOT, Kind::Alive);
+        }
+        assert_eq!(rings(&mail), [0]);
+        drop(mail.inboxes.mine().take(&hosted::masked()));
+        assert_eq!(RAN.take(), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn here_it_runs_at_once_and_masked() {
+        let (mail, _on) = kernel(1);
+        assert!(mail.run_on(CpuId::BOOT, &Alone, |_| hosted::upcalls_masked()));
+        assert!(!hosted::upcalls_masked());
+        assert!(rings(&mail).is_empty());
+    }
+
+    #[test]
+    fn elsewhere_it_runs_there_and_may_borrow() {
+        let (mail, _on) = kernel(2);
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _on = hosted::enter(cpu(1));
+                while !over.load(Relaxed) {
+                    mail.serve(&hosted::masked());
+                    std::thread::yield_now();
+                }
+            });
+            let mut sum = 0;
+            for n in 0..3 {
+                let ran_on = mail.run_on(cpu(1), &Alone, |_| {
+                    sum += n;
+                    current()
+                });
+                assert_eq!(ran_on, cpu(1));
+            }
+            over.store(true, Relaxed);
+            assert_eq!(sum, 3);
+        });
+    }
+}

@@ -1,15 +1,23 @@
 //! What the unit tests of this crate share.
 
+use std::sync::Mutex;
+
+use percpu::hosted::Entered;
 use percpu::{CpuId, Masked, Quiesced, hosted};
 
 use crate::{Clock, Delivery, Kinds, Lead, Mail, Outcome, Patience, Relax, Rendezvous};
 
-/// A kernel without other CPUs: nobody to ring, nothing to wait for.
-struct Alone;
+/// A CPU of the host: waits by letting other threads run, and has no time.
+pub(crate) struct Alone;
 
 impl Relax for Alone {
-    fn spin(&self) {}
-    fn give_up_processor(&self) {}
+    fn spin(&self) {
+        std::thread::yield_now();
+    }
+
+    fn give_up_processor(&self) {
+        std::thread::yield_now();
+    }
 }
 
 impl Clock for Alone {
@@ -18,15 +26,32 @@ impl Clock for Alone {
     }
 }
 
-impl Delivery for Alone {
-    fn ring(&self, _cpu: CpuId) {}
-    fn handle(&self, _masked: &Masked, _kinds: Kinds) {}
+/// Writes down what it was asked for.
+#[derive(Default)]
+pub(crate) struct Noted {
+    pub(crate) rings: Mutex<Vec<CpuId>>,
+    pub(crate) kinds: Mutex<Vec<Kinds>>,
+}
+
+impl Delivery for Noted {
+    fn ring(&self, cpu: CpuId) {
+        self.rings.lock().expect("no test panics in here").push(cpu);
+    }
+
+    fn handle(&self, _masked: &Masked, kinds: Kinds) {
+        self.kinds.lock().expect("no test panics in here").push(kinds);
+    }
+}
+
+/// Inboxes of `nr` CPUs, and this thread as vCPU 0.
+pub(crate) fn kernel(nr: usize) -> (Mail<Noted>, Entered) {
+    (Mail::new(nr, Noted::default()), hosted::enter(CpuId::BOOT))
 }
 
 /// Calls `work` with the proof that everybody else is stopped: there is nobody else.
 pub(crate) fn quiesced<T>(work: impl FnOnce(&Quiesced) -> T) -> T {
-    let _on = hosted::enter(CpuId::BOOT);
-    let lead = Lead { mail: &Mail::new(1, Alone), relax: &Alone, clock: &Alone, limit_ns: 1 };
+    let (mail, _on) = kernel(1);
+    let lead = Lead { mail: &mail, relax: &Alone, clock: &Alone, limit_ns: 1 };
     Rendezvous::new(1, Patience(0))
         .run(&hosted::masked(), &lead, |others, _| (Outcome::Continued, work(others)))
         .expect("nobody can be missing")

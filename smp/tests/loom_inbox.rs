@@ -54,7 +54,7 @@ fn mail(nr: usize) -> Arc<Mail<Bells>> {
 
 #[test]
 fn calls_run_in_order_and_none_is_lost() {
-    check(3, 8, || {
+    check(2, 4, || {
         let mail = mail(3);
         let senders = [1, 2].map(|n| {
             on(&mail, n, move |mail| {
@@ -88,7 +88,7 @@ unsafe impl Send for Gifts {}
 
 #[test]
 fn merged_posts_pass_on_both_pasts() {
-    check(3, 8, || {
+    check(2, 6, || {
         let inbox = Arc::new((Inbox::new(), Gifts([UnsafeCell::new(0), UnsafeCell::new(0)])));
         let give = |n: usize, kind: Kind| {
             let inbox = Arc::clone(&inbox);
@@ -150,7 +150,7 @@ fn one_ring_for_each_time_it_was_empty() {
 
 #[test]
 fn a_call_returns_its_result() {
-    check(3, 8, || {
+    check(5, 12, || {
         let mail = mail(2);
         let caller = on(&mail, 1, |mail| {
             let gifts = Gifts([UnsafeCell::new(1), UnsafeCell::new(0)]);
@@ -200,7 +200,7 @@ fn block_on(mut pending: Pending) {
 
 #[test]
 fn an_awaited_call_wakes_its_waiter() {
-    check(3, 10, || {
+    check(4, 12, || {
         let mail = mail(2);
         let waiter = on(&mail, 1, |mail| {
             let node = node();
@@ -221,7 +221,7 @@ fn an_awaited_call_wakes_its_waiter() {
 
 #[test]
 fn a_new_waker_takes_the_place_of_the_old() {
-    check(3, 8, || {
+    check(5, 12, || {
         let mail = mail(2);
         let waiter = on(&mail, 1, |mail| {
             let mut pending = mail.call(CpuId::BOOT, node(), note, 1).expect("a new node is idle");
@@ -241,7 +241,7 @@ fn a_new_waker_takes_the_place_of_the_old() {
 
 #[test]
 fn a_dropped_wait_leaves_a_node_that_can_be_claimed() {
-    check(3, 10, || {
+    check(5, 12, || {
         let mail = mail(2);
         let caller = on(&mail, 1, |mail| {
             let node = node();
@@ -255,7 +255,7 @@ fn a_dropped_wait_leaves_a_node_that_can_be_claimed() {
                     Err(_busy) => step(),
                 }
             };
-            again.wait(&Step);
+            block_on(again);
         });
         let _on = hosted::enter(CpuId::BOOT);
         while ran().len() < 2 {
@@ -264,5 +264,29 @@ fn a_dropped_wait_leaves_a_node_that_can_be_claimed() {
         }
         assert_eq!(ran(), [1, 2]);
         caller.join().expect("the caller has panicked");
+    });
+}
+
+#[test]
+fn a_node_goes_from_one_caller_to_another() {
+    check(2, 6, || {
+        let mail = mail(3);
+        let node = node();
+        let first = mail.call(CpuId::BOOT, node, note, 1).expect("a new node is idle");
+        let second = on(&mail, 2, move |mail| {
+            // The first caller's last touch may be at the same time.
+            while mail.call(CpuId::BOOT, node, note, 2).map(drop).is_err() {
+                step();
+            }
+        });
+        let first = on(&mail, 1, move |_| block_on(first));
+        let _on = hosted::enter(CpuId::BOOT);
+        while ran().len() < 2 {
+            mail.delivery().sleep();
+            mail.serve(&hosted::masked());
+        }
+        assert_eq!(ran(), [1, 2]);
+        first.join().expect("the first caller has panicked");
+        second.join().expect("the second caller has panicked");
     });
 }

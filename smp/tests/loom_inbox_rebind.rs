@@ -64,7 +64,7 @@ fn rebind_and_see(mail: &Mail<Restored>, nr: usize) {
 
 #[test]
 fn a_post_meets_the_new_port_or_the_first_look() {
-    check(3, 8, || {
+    check(5, 12, || {
         let mail = restored();
         let sender = sender(&mail, 1, Kind::Alive);
         rebind_and_see(&mail, 1);
@@ -84,7 +84,7 @@ fn two_posts_with_one_ring_between_them() {
 
 #[test]
 fn work_from_before_the_suspend_is_found() {
-    check(3, 8, || {
+    check(5, 12, || {
         let mail = restored();
         // Its event was lost with the old domain.
         {

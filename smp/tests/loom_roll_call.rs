@@ -90,7 +90,7 @@ fn join(threads: Vec<thread::JoinHandle<()>>) {
 
 #[test]
 fn two_prove_each_other() {
-    check(3, 8, || {
+    check(5, 10, || {
         let world = World::new(2);
         let threads = others(&world, 2);
         world.lead_and_check(2);
@@ -101,7 +101,7 @@ fn two_prove_each_other() {
 
 #[test]
 fn three_come_in_any_order() {
-    check(2, 6, || {
+    check(2, 4, || {
         let world = World::new(3);
         let threads = others(&world, 3);
         world.lead_and_check(3);
@@ -112,7 +112,7 @@ fn three_come_in_any_order() {
 
 #[test]
 fn a_second_round_starts_from_nothing() {
-    check(2, 6, || {
+    check(3, 8, || {
         let world = World::new(2);
         let first = others(&world, 2);
         world.lead_and_check(2);
