@@ -49,10 +49,11 @@ impl Action {
         self.context
     }
 
-    /// The port that it is bound to; `None` also after a restore, until it is bound again.
+    /// The port that it is bound to; `None` also after a restore, until it is bound again, and in a handler that was
+    /// overtaken by an unbind on another CPU.
     pub fn port(&self) -> Option<Port> {
-        // ORDERING: Relaxed. In a handler the slot's Acquire has shown it; elsewhere it may be stale, which a send finds
-        // by the incarnation.
+        // ORDERING: Relaxed. In a handler the slot's Acquire has shown it; elsewhere it may be stale, and a send on a port
+        // of an earlier life does nothing.
         self.port.load(Ordering::Relaxed)
     }
 

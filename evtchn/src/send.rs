@@ -27,11 +27,13 @@ impl<H: Hypervisor> Events<H> {
     ///
     /// Post first, then call this. If the answer is `Unbound`, nothing more is to be done provided that
     /// - the post was a read-modify-write of the inbox with an acquire half, and
-    /// - the target, after [`Events::record`], takes its inbox by a read-modify-write with a release half.
+    /// - the target, after [`Events::record`], takes its inbox by a read-modify-write with a release half, whatever it
+    ///   thinks is in it.
     ///
     /// For one of the two comes first: if the post, the target's take finds the work; if the take, then the post
-    /// acquires what it released, and so this finds the port. No fence is needed here.
-    /// Weakening either half fails in `evtchn/tests/loom_ipi_port.rs`.
+    /// acquires what it released, and so this finds the port. No fence is needed here. A post without its acquire half
+    /// strands work in `evtchn/tests/loom_ipi_port.rs`; a take without its release half does not there, because
+    /// unmasking in `record` happens to end with a fence.
     ///
     /// # Panics
     /// If the domain has no such CPU.

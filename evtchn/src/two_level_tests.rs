@@ -225,3 +225,21 @@ fn own_ports_are_listed_in_order() {
     own.clear(&percpu::hosted::masked());
     assert_eq!(own.iter_racy().count(), 0);
 }
+
+/// The next pass begins after the last port that was handled, so the lowest number has no privilege.
+#[test]
+fn turn_goes_on_where_it_ended() {
+    let rig = Rig::new(&[3, 9, 70]);
+    rig.raise(3);
+    assert_eq!(rig.take().0, [3]);
+    for port in [3, 9, 70] {
+        rig.raise(port);
+    }
+    assert_eq!(rig.take().0, [9, 70, 3]);
+    rig.raise(70);
+    assert_eq!(rig.take().0, [70]);
+    for port in [3, 70] {
+        rig.raise(port);
+    }
+    assert_eq!(rig.take().0, [3, 70]);
+}

@@ -142,6 +142,21 @@ fn devices_can_be_bound_anywhere_and_unbound() {
     assert_eq!(seen(), [(0, "device 1")]);
 }
 
+/// A port that was left unmasked, against EV1: Xen told CPU 0, which had no use for it. Binding still tells CPU 1.
+#[test]
+fn an_event_told_to_the_wrong_cpu_is_told_anew() {
+    static ACTION: Action = Action::new(on_device, 0);
+    let (xen, events) = up(2);
+    upcall(&xen, &events, 1);
+    let at = xen.allocate(Channel::Device(cpu(0))).expect("room");
+    xen.0.shared.evtchn_mask[at as usize / 64].fetch_and(!(1 << (at % 64)), Relaxed);
+    xen.raise(at);
+    assert_eq!(upcall(&xen, &events, 0), Some(Upcall::Spurious));
+    events.bind_device(nr(at), cpu(1), &ACTION).expect("free");
+    assert_eq!(upcall(&xen, &events, 1), Some(Upcall::Handled(1)));
+    assert_eq!(seen(), [(1, "device 0")]);
+}
+
 #[test]
 fn device_errors_change_nothing() {
     static ONE: Action = Action::new(on_device, 0);

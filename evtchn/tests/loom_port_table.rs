@@ -20,6 +20,12 @@ fn action(context: usize) -> &'static Action {
     Box::leak(Box::new(Action::new(on_device, context)))
 }
 
+fn model(f: impl Fn() + Send + Sync + 'static) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(f);
+}
+
 /// One CPU, up, and a device's port.
 fn up() -> (Fake, Arc<Events<Fake>>, u32) {
     let xen = Fake::new(1);
@@ -33,7 +39,7 @@ fn up() -> (Fake, Arc<Events<Fake>>, u32) {
 /// PT1: who finds an action finds all that was written to it before it was stored, here its port.
 #[test]
 fn an_action_is_published_whole() {
-    loom::model(|| {
+    model(|| {
         let (_xen, events, port) = up();
         let reader = {
             let events = events.clone();
@@ -50,7 +56,7 @@ fn an_action_is_published_whole() {
 
 #[test]
 fn one_of_two_binders_wins() {
-    loom::model(|| {
+    model(|| {
         let (xen, events, port) = up();
         let actions = [action(0), action(1)];
         let other = {
@@ -76,7 +82,7 @@ fn one_of_two_binders_wins() {
 /// action, events are that one's, and the port is not left mute.
 #[test]
 fn unbind_and_bind_anew_under_an_upcall() {
-    loom::model(|| {
+    model(|| {
         let (xen, events, port) = up();
         let actions = [action(0), action(1)];
         events.bind_device(nr(port), cpu(0), actions[0]).expect("free");
