@@ -8,7 +8,7 @@ use xenbus::{Assembler, Incoming, data};
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: if cfg!(miri) { 8 } else { 500 },
+        cases: if cfg!(miri) { 3 } else { 500 },
         failure_persistence: None,
         ..ProptestConfig::default()
     })]

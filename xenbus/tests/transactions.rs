@@ -148,7 +148,7 @@ fn few_are_open_at_a_time_and_all_get_their_turn() {
     let (store, mut fake) = fake::pair(0);
     fake.reorder = 50;
     let (store, done) = (&store, &Cell::new(0));
-    let count = if cfg!(miri) { 10 } else { 30 };
+    let count = if cfg!(miri) { TRANSACTIONS_MAX + 1 } else { 30 };
     let tasks = (0..count).map(|n| {
         Box::pin(async move {
             let path = format!("data/{n}");
