@@ -2,7 +2,7 @@
 //!
 //! `shared_info` is the first; grant-table frames have their place behind it. None of them is in the p2m, and the toolstack
 //! drops a whole page table, in silence, where it meets such an entry in a save. So each is [cleared](clear) before a
-//! suspend and [set](set) again after it. The table has been there since boot: neither allocates, and each is one hypercall.
+//! suspend and [set] again after it. The table has been there since boot: neither allocates, and each is one hypercall.
 //! All roots share the tables of the area, so once is enough.
 //!
 //! Context: boot and quiesced, on vcpu 0.

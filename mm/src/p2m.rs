@@ -59,6 +59,9 @@ impl P2m {
 
     /// The page of ours that `mfn` is, or `None` if it isn't ours: the M2P's word counts only if the p2m agrees. A page of
     /// another domain has that domain's pfn there.
+    ///
+    /// # Suspend
+    /// After a restore not before [`P2m::publish`], which learns how far this host's M2P goes.
     pub fn pfn(&self, mmu: &impl Mmu, mfn: Mfn) -> Option<Pfn> {
         // ORDERING: Relaxed, written by vcpu 0 while all others are parked or not yet started.
         if mfn.get() >= self.machine_end.load(Ordering::Relaxed) {

@@ -99,15 +99,14 @@ fn too_small_is_told_before_anything_is_touched() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "boots once more, through no other unsafe code")]
 fn every_failing_hypercall_is_reported() {
     let (mut xen, boot_memory) = build(SMALL);
     boot(&mut xen, &boot_memory).expect("nothing fails");
     let calls = xen.calls.total();
     // Every table, the window's end, the L4, the pin's three; the image; the flush.
     assert!(calls > Tables::of(SMALL).total() + 6, "{calls}");
-    // Miri takes half a minute for each.
-    let which = if cfg!(miri) { calls - 1..calls } else { 0..calls };
-    for nr in which {
+    for nr in 0..calls {
         let (mut xen, boot_memory) = build(SMALL);
         xen.fail_call = Some(nr);
         let errno = match boot(&mut xen, &boot_memory).map(|_| ()).expect_err("one call fails") {
@@ -127,6 +126,7 @@ fn every_failing_hypercall_is_reported() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "boots once more, through no other unsafe code")]
 fn a_root_that_is_not_pinned_gets_pinned() {
     let (mut xen, boot_memory) = build(SMALL);
     let root = xen.root();
@@ -146,6 +146,7 @@ fn contradictions_of_the_builder_are_named() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "boots once more, through no other unsafe code")]
 fn the_toolstack_is_told() {
     let (mut xen, boot_memory) = build(SMALL);
     let memory = boot(&mut xen, &boot_memory).expect("a good domain");
@@ -163,12 +164,10 @@ fn the_toolstack_is_told() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "boots once more, through no other unsafe code")]
 fn a_p2m_with_a_hole_is_not_published() {
     // Where the p2m tells nothing of the tables that are followed, or the processor would fault first.
-    let mut cases = vec![(SMALL, 1, P2M_BASE + PAGE_SIZE)];
-    if !cfg!(miri) {
-        cases.push((1 << 19, 2, P2M_BASE + span(2)));
-    }
+    let cases = [(SMALL, 1, P2M_BASE + PAGE_SIZE), (1 << 19, 2, P2M_BASE + span(2))];
     for (nr_pages, level, va) in cases {
         let (mut xen, boot_memory) = build(nr_pages);
         let memory = boot(&mut xen, &boot_memory).expect("a good domain");
@@ -181,6 +180,7 @@ fn a_p2m_with_a_hole_is_not_published() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "boots once more, through no other unsafe code")]
 fn the_p2m_of_an_initial_domain_may_have_large_pages() {
     let (mut xen, boot_memory) = build(SMALL);
     let memory = boot(&mut xen, &boot_memory).expect("a good domain");
@@ -256,6 +256,7 @@ fn shared_info_comes_and_goes_without_memory() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "boots once more, through no other unsafe code")]
 fn the_area_is_bounded() {
     let (mut xen, boot_memory) = build(SMALL);
     let mut memory = boot(&mut xen, &boot_memory).expect("a good domain");

@@ -21,7 +21,7 @@ const PADDING: u64 = if cfg!(miri) { 4 } else { 128 };
 /// The smallest domain that is enough for all tests.
 pub(crate) const SMALL: u64 = if cfg!(miri) { 600 } else { 1500 };
 /// One that is too small for [`mm::init`], but not for the builder.
-pub(crate) const TOO_SMALL: u64 = if cfg!(miri) { 300 } else { 1033 };
+pub(crate) const TOO_SMALL: u64 = if cfg!(miri) { 250 } else { 1033 };
 
 /// What may differ from domain to domain.
 #[derive(Clone, Debug)]
