@@ -9,7 +9,7 @@
 //! and a dom0 driven through its console, where answers drown in messages.
 
 /// Runs in dom0, compiled by `agent_build`; here only its tests are.
-#[cfg(test)]
+#[cfg(all(test, not(miri)))]
 mod agent;
 mod agent_build;
 mod apt;
@@ -44,7 +44,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::host::{ConsoleLine, Exit, Host, Progress};
 use link::Link;
@@ -84,6 +84,9 @@ impl Lab {
     /// # Errors
     /// When something cannot be prepared, or the boot fails or takes too long; with the end of the logs.
     pub fn boot(config: &LabConfig, progress: &dyn Progress) -> Result<Self> {
+        if !(1..=255).contains(&config.host_cpus) {
+            bail!("a machine of {} processors cannot be emulated; 1 to 255 can", config.host_cpus);
+        }
         let prepared = prepare(progress, config.shadow_xen)?;
         std::fs::create_dir_all(&config.logs).with_context(|| format!("creating {}", config.logs.display()))?;
         // QEMU is given full paths: where it runs is nobody's business.
@@ -150,10 +153,10 @@ impl Lab {
         }
     }
 
-    /// Adds what the logs say to an error, and QEMU's end if that is what happened.
+    /// The error, then how QEMU ended if it has, then what the logs say: the reason stays in the first line.
     fn explain(&self, error: anyhow::Error) -> anyhow::Error {
-        let ended = self.qemu.ended().map_or(String::new(), |how| format!("QEMU: {how}\n"));
-        error.context(format!("the lab failed\n{ended}{}", ends_of_logs(&self.logs)))
+        let ended = self.qemu.ended().map_or(String::new(), |how| format!("  QEMU has ended: {how}\n"));
+        anyhow!("{error:#}\n{ended}{}", ends_of_logs(&self.logs))
     }
 
     fn described(&mut self, config: &LabConfig, prepared: &Prepared, accelerator: Accelerator) -> Result<String> {

@@ -12,7 +12,8 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::OnceLock;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -56,6 +57,8 @@ pub(super) struct Qemu {
     /// Dropped to end QEMU; taken then.
     stop: Option<Sender<()>>,
     ended: Receiver<std::io::Result<ExitStatus>>,
+    /// What was once taken out of `ended`.
+    how: OnceLock<String>,
     keeper: Option<JoinHandle<()>>,
 }
 
@@ -185,17 +188,21 @@ impl Qemu {
         let (ended_to, ended) = channel();
         let keeper = std::thread::spawn(move || keep(command, &stopped, &started_to, &ended_to));
         let streams = started.recv().context("the thread that keeps QEMU has ended")??;
-        Ok((Self { stop: Some(stop), ended, keeper: Some(keeper) }, streams))
+        Ok((Self { stop: Some(stop), ended, how: OnceLock::new(), keeper: Some(keeper) }, streams))
     }
 
-    /// How it ended, or `None` while it runs. Asked again after an answer, it is still that: ended.
+    /// How it ended, or `None` while it runs.
     pub(super) fn ended(&self) -> Option<String> {
-        match self.ended.try_recv() {
-            Ok(Ok(status)) => Some(status.to_string()),
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(std::sync::mpsc::TryRecvError::Disconnected) => Some("ended".into()),
-            Err(std::sync::mpsc::TryRecvError::Empty) => None,
+        if self.how.get().is_none() {
+            let how = match self.ended.try_recv() {
+                Ok(Ok(status)) => status.to_string(),
+                Ok(Err(error)) => error.to_string(),
+                Err(TryRecvError::Disconnected) => "the thread that kept it has ended".to_owned(),
+                Err(TryRecvError::Empty) => return None,
+            };
+            return Some(self.how.get_or_init(|| how).clone());
         }
+        self.how.get().cloned()
     }
 }
 
@@ -296,7 +303,7 @@ mod tests {
         let (ended_to, ended) = channel();
         let keeper = std::thread::spawn(move || keep(command, &stopped, &started_to, &ended_to));
         let mut streams = started.recv().expect("it answers").expect("sleep is there");
-        let qemu = Qemu { stop: Some(stop), ended, keeper: Some(keeper) };
+        let qemu = Qemu { stop: Some(stop), ended, how: OnceLock::new(), keeper: Some(keeper) };
         assert_eq!(qemu.ended(), None);
         drop(qemu);
         let mut rest = Vec::new();
@@ -314,8 +321,8 @@ mod tests {
         let keeper = std::thread::spawn(move || keep(command, &stopped, &started_to, &ended_to));
         assert!(started.recv().expect("it answers").is_ok());
         keeper.join().expect("no panic");
-        let qemu = Qemu { stop: Some(stop), ended, keeper: None };
+        let qemu = Qemu { stop: Some(stop), ended, how: OnceLock::new(), keeper: None };
         assert_eq!(qemu.ended().as_deref(), Some("exit status: 3"));
-        assert_eq!(qemu.ended().as_deref(), Some("ended"));
+        assert_eq!(qemu.ended().as_deref(), Some("exit status: 3"));
     }
 }
