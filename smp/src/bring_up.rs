@@ -8,8 +8,8 @@
 //! | `VCPUOP_up` | it starts at once, in parallel with us |
 //!
 //! Context: task, on vCPU 0. Blocking: three hypercalls. A new vcpu finds its own feet: what else it needs (ports,
-//! timer, roll call) it does by itself, as after a restore. Turned down: letting Xen start it with `VGCF_online` set, as then
-//! the rendezvous would have to wait for it before it is known to be initialised.
+//! timer, roll call) it does by itself, as after a restore. Turned down: letting Xen start it with `VGCF_online` set,
+//! as then the rendezvous would have to wait for it before it is known to be initialised.
 
 use alloc::boxed::Box;
 use core::fmt;
@@ -174,8 +174,8 @@ impl Vcpus for Xen {
 ///
 /// # Safety
 /// - `place` is that of a `VcpuInfo` that is never freed and reached through shared references only.
-/// - What `context` names (entry, stack, root, callbacks, gs base) is valid for the life of the vcpu, and the stack and the gs
-///   base are no other vcpu's.
+/// - What `context` names (entry, stack, root, callbacks, gs base) is valid for the life of the vcpu, and the stack and
+///   the gs base are no other vcpu's.
 pub unsafe fn start(
     vcpus: &impl Vcpus,
     rendezvous: &Rendezvous,

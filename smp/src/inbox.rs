@@ -19,6 +19,8 @@
 //! Turned down: one port for each kind (seven for each vcpu in Linux; `xl` gives a domain 1023 ports, and each of them
 //! is bound again at resume, one after the other under a lock in Xen); a ring of calls (can be full, and a
 //! poster in an upcall has nowhere to go).
+//!
+//! Weakening any ordering below fails in `tests/loom_inbox.rs` or `tests/loom_inbox_rebind.rs`.
 
 use core::fmt;
 use core::ptr::{self, NonNull};

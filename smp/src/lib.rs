@@ -3,11 +3,11 @@
 //! - [`bring_up`]: starts a vcpu.
 //! - [`Mail`]: work for another CPU: a wish of some [`Kind`], or a call ([`inbox`], [`call`]).
 //! - [`Rendezvous`]: every other vcpu waits while vCPU 0 works ([`rendezvous`]).
-//! - [`suspend`]: the order of suspend and resume.
+//! - [`order`], [`suspend`]: the order of suspend and resume, and its driver.
 //! - [`RollCall`]: the proof that all of them are there.
 //!
-//! What this crate needs of the kernel it asks for in small traits: [`Delivery`], [`Relax`], [`Clock`], and in [`suspend`] the
-//! steps. It knows no ports, no page tables and no tasks.
+//! What this crate needs of the kernel it asks for in small traits: [`Delivery`], [`Relax`], [`Clock`], and in
+//! [`suspend`] the steps. It knows no ports, no page tables and no tasks.
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;
@@ -16,6 +16,9 @@ pub mod bring_up;
 pub mod call;
 pub mod inbox;
 mod mail;
+mod missing;
+pub mod order;
+mod pending;
 mod phase;
 mod relax;
 pub mod rendezvous;
@@ -24,10 +27,12 @@ pub mod suspend;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
-pub use call::{Busy, CallNode, Pending};
+pub use call::{Busy, CallNode};
 pub use inbox::{Inbox, Kind, Kinds};
 pub use mail::{Delivery, Mail};
+pub use missing::{Awaited, Missing};
+pub use pending::Pending;
 pub use phase::Outcome;
 pub use relax::{Backoff, Clock, Patience, Relax};
-pub use rendezvous::{Awaited, Lead, Missing, Parked, Rendezvous};
+pub use rendezvous::{Lead, Parked, Rendezvous};
 pub use roll_call::{Progress, RollCall};

@@ -7,8 +7,9 @@ use core::ptr::NonNull;
 
 use percpu::{CpuId, Masked, PerCpu, current, mask_upcalls};
 
-use crate::call::{Busy, CallNode, Pending};
+use crate::call::{Busy, CallNode};
 use crate::inbox::{Inbox, Kind, Kinds, Posted};
+use crate::pending::Pending;
 use crate::relax::{Backoff, Patience, Relax};
 
 /// What the mail asks of the kernel.
@@ -67,9 +68,8 @@ impl<D: Delivery> Mail<D> {
         Ok(pending)
     }
 
-    /// Runs `work` on `cpu`, in its upcall, and waits for the result. On this CPU: at once.
-    /// Context: task, with upcalls unmasked: `cpu` may be waiting for this CPU in the same way. Cost: about two IPIs, if `cpu`
-    /// is running.
+    /// Runs `work` on `cpu`, in its upcall, and waits for the result. On this CPU: at once. Context: task, with upcalls
+    /// unmasked: `cpu` may be waiting for this CPU in the same way. Cost: about two IPIs, if `cpu` is running.
     pub fn run_on<T, R>(&self, cpu: CpuId, relax: &R, work: impl FnOnce(&Masked) -> T + Send) -> T
     where
         T: Send,
@@ -82,8 +82,8 @@ impl<D: Delivery> Mail<D> {
         let node = CallNode::scoped(scoped.entry(), (&raw mut scoped).cast());
         // The node is in the frame that would be unwound.
         let stays = StaysUntilDone;
-        // SAFETY: claimed by its making. Valid until it is completed: it is not moved, we leave only once it is done, and
-        // `stays` turns a panic of ours into an abort.
+        // SAFETY: claimed by its making. Valid until it is completed: it is not moved, we leave only once it is done,
+        // and `stays` turns a panic of ours into an abort.
         let posted = unsafe { self.inboxes.on(cpu).post_node(NonNull::from(&node)) };
         self.ring_if_first(cpu, posted);
         let mut backoff = Backoff::new(relax, Patience::SHORT);
@@ -94,8 +94,8 @@ impl<D: Delivery> Mail<D> {
         scoped.result.take().expect("a call that is done has left its result")
     }
 
-    /// Empties this CPU's inbox: does what was asked for, then runs the calls. Context: the IPI upcall; also a CPU that waits
-    /// in the rendezvous, and one that has just bound its port anew.
+    /// Empties this CPU's inbox: does what was asked for, then runs the calls. Context: the IPI upcall; also a CPU that
+    /// waits in the rendezvous, and one that has just bound its port anew.
     pub fn serve(&self, masked: &Masked) {
         let taken = self.inboxes.mine().take(masked);
         if !taken.kinds.is_empty() {

@@ -1,4 +1,5 @@
-//! The two words of a rendezvous: the phase, which the leader writes, and each CPU's acknowledgement, which that CPU writes.
+//! The two words of a rendezvous: the phase, which the leader writes, and each CPU's acknowledgement, which that CPU
+//! writes.
 //!
 //! Both carry the number of the rendezvous, so that two in a row cannot be mixed up: an acknowledgement of the last one
 //! counts for nothing in this one.

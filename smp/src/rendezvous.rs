@@ -7,26 +7,27 @@
 //! | `Stopped` | waits for all `Stopped`, then does the work | acknowledges, looks at the phase word |
 //! | `Released` | runs | restores what it must, then says `Out` |
 //!
-//! Two acknowledgements, not one: a task that waits for a call on another CPU cannot park before the call has been done, so CPUs
-//! that have arrived go on serving calls until the last has arrived; then nobody can be waiting for anybody.
+//! Two acknowledgements, not one: a task that waits for a call on another CPU cannot park before the call has been
+//! done, so CPUs that have arrived go on serving calls until the last has arrived; then nobody can be waiting for
+//! anybody.
 //!
 //! Nobody parks inside an upcall. The IPI only gets a CPU out of sleep or user mode; its executor asks
-//! [`is_requested`](Rendezvous::is_requested) between polls and parks there, so no task is ever stopped half way through an update of
-//! page tables, and no kernel code can hold an mfn across a suspend.
+//! [`is_requested`](Rendezvous::is_requested) between polls and parks there, so no task is ever stopped half way
+//! through an update of page tables, and no kernel code can hold an mfn across a suspend.
 //!
-//! **The suspend may strike a follower at any instruction of its wait**, and after a restore it runs on at once, before the leader
-//! does, on an old clock page, without ports and without the vcpu_info that it had registered. So from its second
-//! acknowledgement to its release a follower reads one word, executes `PAUSE` or yields, and does nothing else. The restored
-//! domain has a structure in the place of vcpu_info that may deliver an upcall all the same: the upcall's entry has to return
-//! at once then, with the frame's IF clear, which it knows from the flag that the kernel sets around [`Rendezvous::park`]
-//! (`percpu::Area::set_parked`).
+//! **The suspend may strike a follower at any instruction of its wait**, and after a restore it runs on at once, before
+//! the leader does, on an old clock page, without ports and without the vcpu_info that it had registered. So from its
+//! second acknowledgement to its release a follower reads one word, executes `PAUSE` or yields, and does nothing else.
+//! The restored domain has a structure in the place of vcpu_info that may deliver an upcall all the same: the upcall's
+//! entry has to return at once then, with the frame's IF clear, which it knows from the flag that the kernel sets
+//! around [`Rendezvous::park`] (`percpu::Area::set_parked`).
 //!
-//! Who writes: the phase word only the leader, each acknowledgement only its CPU (vCPU 0 for one that is down). Suspend: *kept*.
-//! Blocking, with a limit before the work. Turned down: stopping in the upcall (Xen's `stop_machine` may, as it
-//! has no page-table update that an upcall can interrupt); one counter for all acknowledgements (a shared line that
-//! everybody writes, and it cannot tell who is missing).
-
-use core::fmt;
+//! Who writes: the phase word only the leader, each acknowledgement only its CPU (vCPU 0 for one that is down).
+//! Suspend: *kept*. Blocking, with a limit before the work. Turned down: stopping in the upcall (Xen's `stop_machine`
+//! may, as it has no page-table update that an upcall can interrupt); one counter for all acknowledgements (a shared
+//! line that everybody writes, and it cannot tell who is missing).
+//!
+//! Weakening any ordering below fails in `tests/loom_rendezvous.rs`.
 
 use crossbeam_utils::CachePadded;
 use percpu::{CpuId, CpuSet, Masked, PerCpu, Quiesced, current};
@@ -34,13 +35,14 @@ use xen_sys::primitive::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use crate::inbox::Kind;
 use crate::mail::{Delivery, Mail};
+use crate::missing::{Awaited, Missing};
 use crate::phase::{Ack, AtomicAck, AtomicPhase, Outcome, Phase};
 use crate::relax::{Backoff, Clock, Patience, Relax};
 
 /// The state of all rendezvous of this kernel.
 ///
-/// - RV1: every vcpu but vCPU 0 that executes kernel code has an acknowledgement other than `Offline`: it is admitted before it is
-///   started and dismissed after it has gone down.
+/// - RV1: every vcpu but vCPU 0 that executes kernel code has an acknowledgement other than `Offline`: it is admitted
+///   before it is started and dismissed after it has gone down.
 /// - RV2: the phase word is written by vCPU 0 only, inside [`Rendezvous::run`].
 /// - RV3: a follower that has acknowledged `Stopped` does nothing but look at the phase word until that is `Released`.
 pub struct Rendezvous {
@@ -60,39 +62,6 @@ pub struct Lead<'a, D, R: ?Sized, C: ?Sized> {
     /// How long to wait for everybody, from the call to the start of the work, in ns.
     pub limit_ns: u64,
 }
-
-/// What the leader was waiting for when its time was up.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Awaited {
-    /// That they leave the last rendezvous.
-    Leaving,
-    /// That they come.
-    Arriving,
-    /// That they stop.
-    Stopping,
-}
-
-/// Not every vcpu came in time. The rendezvous is cancelled: those that came, and those that come late, go on.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Missing {
-    /// In which step.
-    pub awaited: Awaited,
-    /// Who.
-    pub cpus: CpuSet,
-}
-
-impl fmt::Display for Missing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let step = match self.awaited {
-            Awaited::Leaving => "leave the last rendezvous",
-            Awaited::Arriving => "arrive",
-            Awaited::Stopping => "stop",
-        };
-        write!(f, "rendezvous: vcpus {} did not {step} in time", self.cpus)
-    }
-}
-
-impl core::error::Error for Missing {}
 
 impl Rendezvous {
     /// For the first `nr` CPUs, all but vCPU 0 down.
@@ -127,8 +96,8 @@ impl Rendezvous {
 
     /// Gathers all other vCPUs, does `work` while they are stopped, and releases them with the outcome that it returns.
     ///
-    /// Context: vCPU 0, in a task. The other vCPUs' tasks that wait for a call on this one are served. `work` must take no lock,
-    /// allocate nothing and log nothing. Cost: one IPI for each vcpu; two rounds of waiting for the slowest.
+    /// Context: vCPU 0, in a task. The other vCPUs' tasks that wait for a call on this one are served. `work` must take
+    /// no lock, allocate nothing and log nothing. Cost: one IPI for each vcpu; two rounds of waiting for the slowest.
     ///
     /// # Errors
     /// [`Missing`] when the limit is over before `work` was begun; all is as before then.
@@ -202,8 +171,8 @@ impl Rendezvous {
         R: Relax + ?Sized,
         C: Clock + ?Sized,
     {
-        // ORDERING: Acquire, pairs with the Release of the acknowledgements in `park`: the work comes after all that the
-        //   follower did.
+        // ORDERING: Acquire, pairs with the Release of the acknowledgements in `park`: the work comes after all that
+        //   the follower did.
         let missing = |ack: &AtomicAck| !reached(ack.load(Acquire));
         let mut backoff = Backoff::new(lead.relax, self.patience);
         for (_, ack) in self.waited_for() {
@@ -225,19 +194,19 @@ impl Rendezvous {
         self.acks.iter().filter(|(_, ack)| ack.load(Relaxed) != Ack::Offline)
     }
 
-    /// Whether this CPU is to park. One load of a line that is written only in a rendezvous. Context: any; the executor asks between
-    /// polls, before it sleeps, and before it returns to user mode.
+    /// Whether this CPU is to park. One load of a line that is written only in a rendezvous. Context: any; the executor
+    /// asks between polls, before it sleeps, and before it returns to user mode.
     pub fn is_requested(&self) -> bool {
-        // ORDERING: Relaxed: `park` looks again. A CPU that goes to sleep after a `false` has the leader's IPI pending, or had
-        //   it: and then the acquire in its inbox makes the phase visible.
+        // ORDERING: Relaxed: `park` looks again. A CPU that goes to sleep after a `false` has the leader's IPI pending,
+        //   or had it: and then the acquire in its inbox makes the phase visible.
         matches!(self.phase.load(Relaxed), Phase::Quiesce(_) | Phase::Stopped(_))
     }
 
     /// Waits, if a rendezvous is on, until it is over.
     ///
-    /// Context: any CPU but vCPU 0, in its executor, upcalls masked by the caller. After an outcome of `Resumed` the caller restores
-    /// this CPU before it drops the result, and drops it before it unmasks upcalls. Without a rendezvous, or with one that was
-    /// cancelled before this CPU came, it returns `Cancelled` at once.
+    /// Context: any CPU but vCPU 0, in its executor, upcalls masked by the caller. After an outcome of `Resumed` the
+    /// caller restores this CPU before it drops the result, and drops it before it unmasks upcalls. Without a
+    /// rendezvous, or with one that was cancelled before this CPU came, it returns `Cancelled` at once.
     pub fn park<'a, D, R>(&'a self, masked: &'a Masked, relax: &R, mail: &Mail<D>) -> Parked<'a>
     where
         D: Delivery,

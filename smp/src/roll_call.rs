@@ -1,10 +1,10 @@
-//! [`RollCall`]: the proof that every vcpu lives: it has taken a timer event, and an IPI from another vcpu (a single vcpu:
-//! from itself). Boot and resume end with it.
+//! [`RollCall`]: the proof that every vcpu lives: it has taken a timer event, and an IPI from another vcpu (a single
+//! vcpu: from itself). Boot and resume end with it.
 //!
-//! The vcpus come back in any order and all at once, and nobody may send to one that has no port yet. So they stand in line as
-//! they come: one word says how many have come and who the last two were, and each new one sends to the one before it, which
-//! must have its port by now. The last one to come is left over: the one before it, woken by it, sends back. That makes one IPI
-//! to each vcpu, one exchange on a shared word each, and nobody waits.
+//! The vcpus come back in any order and all at once, and nobody may send to one that has no port yet. So they stand in
+//! line as they come: one word says how many have come and who the last two were, and each new one sends to the one
+//! before it, which must have its port by now. The last one to come is left over: the one before it, woken by it, sends
+//! back. That makes one IPI to each vcpu, one exchange on a shared word each, and nobody waits.
 //!
 //! | bits of the word | meaning |
 //! |---|---|
@@ -12,11 +12,14 @@
 //! | 11..=20 | who came last |
 //! | 21..=30 | who came before that |
 //!
-//! Who writes: the line, each CPU once a round; a CPU's slot, that CPU; all of it vCPU 0 between rounds, while nobody else
-//! runs. Context: the CPU's own upcalls and its bring-up or restore. Lock-free. Suspend: *rebuilt* ([`RollCall::begin`]).
+//! Who writes: the line, each CPU once a round; a CPU's slot, that CPU; all of it vCPU 0 between rounds, while nobody
+//! else runs. Context: the CPU's own upcalls and its bring-up or restore. Lock-free. Suspend: *rebuilt*
+//! ([`RollCall::begin`]).
 //!
-//! Turned down: a ring of senders, CPU n to CPU n + 1, in which the second of each pair to come sends. Where the target comes
-//! second that is an IPI to itself, and proves less: some port works, not that another vcpu can reach it.
+//! Turned down: a ring of senders, CPU n to CPU n + 1, in which the second of each pair to come sends. Where the target
+//! comes second that is an IPI to itself, and proves less: some port works, not that another vcpu can reach it.
+//!
+//! Weakening any ordering below fails in `tests/loom_roll_call.rs`.
 #![forbid(unsafe_code)]
 
 use core::fmt;
@@ -106,8 +109,8 @@ impl RollCall {
 
     /// `me`, which is this CPU, can take IPIs and timer events. Sends with `send` to a CPU that can too.
     ///
-    /// Context: once a round, upcalls masked, after it has published its IPI port *and then* looked once into its inbox: what
-    /// `send` posts must come as an event.
+    /// Context: once a round, upcalls masked, after it has published its IPI port *and then* looked once into its
+    /// inbox: what `send` posts must come as an event.
     pub fn restored(&self, me: CpuId, send: impl FnOnce(CpuId)) {
         // ORDERING: Relaxed, our own slot.
         self.slots.on(me).shown.store(Slot::CAME, Relaxed);
@@ -115,7 +118,8 @@ impl RollCall {
         let mut seen = self.line.load(Relaxed);
         let line = loop {
             let line = Line::decode(seen).joined_by(me);
-            // ORDERING: AcqRel. Release, pairs with the acquire half of the next one to come: it sees our port. Acquire: we see
+            // ORDERING: AcqRel. Release, pairs with the acquire half of the next one to come: it sees our port.
+            //   Acquire: we see
             //   the port of the one before us. A failed exchange is a guess.
             match self.line.compare_exchange_weak(seen, line.encode(), AcqRel, Relaxed) {
                 Ok(_) => break line,
@@ -129,15 +133,17 @@ impl RollCall {
         }
     }
 
-    /// This CPU, `me`, has taken a timer event. Context: upcall. Cost: one load of its own line, once it has shown everything.
+    /// This CPU, `me`, has taken a timer event. Context: upcall. Cost: one load of its own line, once it has shown
+    /// everything.
     pub fn took_timer(&self, me: CpuId, now_ns: impl FnOnce() -> u64) -> Progress {
         self.took(me, Slot::TIMER, now_ns)
     }
 
-    /// This CPU, `me`, has taken the IPI of the roll call, and sees what its sender did before, as [`Mail`](crate::Mail) has it.
-    /// Context: upcall.
+    /// This CPU, `me`, has taken the IPI of the roll call, and sees what its sender did before, as
+    /// [`Mail`](crate::Mail) has it. Context: upcall.
     pub fn took_ipi(&self, me: CpuId, now_ns: impl FnOnce() -> u64, send: impl FnOnce(CpuId)) -> Progress {
-        // ORDERING: Relaxed: the post that brought us here passes on what its sender did before. If that was the last to come, we
+        // ORDERING: Relaxed: the post that brought us here passes on what its sender did before. If that was the last
+        //   to come, we
         //   see a full line, and its port.
         let line = Line::decode(self.line.load(Relaxed));
         let all_came = usize::try_from(line.come) == Ok(self.slots.nr());

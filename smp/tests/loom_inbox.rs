@@ -267,19 +267,22 @@ fn a_dropped_wait_leaves_a_node_that_can_be_claimed() {
     });
 }
 
-#[test]
-fn a_node_goes_from_one_caller_to_another() {
-    check(2, 6, || {
+/// The first caller of a node leaves it in its own way; the second claims it as soon as it can, and waits.
+fn a_node_goes_from_one_caller_to_another(leaves: fn(Pending)) {
+    check(2, 6, move || {
         let mail = mail(3);
         let node = node();
         let first = mail.call(CpuId::BOOT, node, note, 1).expect("a new node is idle");
         let second = on(&mail, 2, move |mail| {
-            // The first caller's last touch may be at the same time.
-            while mail.call(CpuId::BOOT, node, note, 2).map(drop).is_err() {
-                step();
-            }
+            let again = loop {
+                match mail.call(CpuId::BOOT, node, note, 2) {
+                    Ok(pending) => break pending,
+                    Err(_busy) => step(),
+                }
+            };
+            block_on(again);
         });
-        let first = on(&mail, 1, move |_| block_on(first));
+        let first = on(&mail, 1, move |_| leaves(first));
         let _on = hosted::enter(CpuId::BOOT);
         while ran().len() < 2 {
             mail.delivery().sleep();
@@ -288,5 +291,18 @@ fn a_node_goes_from_one_caller_to_another() {
         assert_eq!(ran(), [1, 2]);
         first.join().expect("the first caller has panicked");
         second.join().expect("the second caller has panicked");
+    });
+}
+
+#[test]
+fn a_node_is_claimed_after_its_end_was_seen() {
+    a_node_goes_from_one_caller_to_another(block_on);
+}
+
+#[test]
+fn a_node_is_claimed_after_its_wait_was_dropped() {
+    a_node_goes_from_one_caller_to_another(|mut pending| {
+        let waker = Waker::from(std::sync::Arc::new(Woken(AtomicBool::new(false))));
+        let _ = Pin::new(&mut pending).poll(&mut Context::from_waker(&waker));
     });
 }

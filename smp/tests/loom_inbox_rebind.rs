@@ -1,5 +1,5 @@
-//! A post to a CPU that is binding its port anew after a restore. The sender may find no port, or the inbox may
-//! hold work whose event went down with the old domain: neither is stranded, as the target publishes its port and then looks
+//! A post to a CPU that is binding its port anew after a restore. The sender may find no port, or the inbox may hold
+//! work whose event went down with the old domain: neither is stranded, as the target publishes its port and then looks
 //! once. All accesses to the port are relaxed here: what is needed comes from the inbox.
 #![cfg(loom)]
 

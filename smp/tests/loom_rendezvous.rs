@@ -1,9 +1,9 @@
 //! The rendezvous, with the suspend as an adversary.
 //!
-//! `Fragile` stands for what a suspend takes from a vcpu: its vcpu_info, mask, ports, clock page. The leader's work writes
-//! it for every follower, as a restore does, while the followers run. loom's cell panics when two threads reach it
-//! without one knowing of the other, whatever their order was in this run: so a follower that touches it at any point
-//! while stopped is found, and so is an acknowledgement or a release that passes on too little.
+//! `Fragile` stands for what a suspend takes from a vcpu: its vcpu_info, mask, ports, clock page. The leader's work
+//! writes it for every follower, as a restore does, while the followers run. loom's cell panics when two threads reach
+//! it without one knowing of the other, whatever their order was in this run: so a follower that touches it at any
+//! point while stopped is found, and so is an acknowledgement or a release that passes on too little.
 #![cfg(loom)]
 
 mod model;

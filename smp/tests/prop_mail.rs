@@ -1,4 +1,5 @@
-//! Inboxes and call nodes agree with a naive model: a set of kinds and a queue of calls for each CPU, and a note of who was rung.
+//! Inboxes and call nodes agree with a naive model: a set of kinds and a queue of calls for each CPU, and a note of who
+//! was rung.
 #![cfg(not(loom))]
 
 use std::cell::RefCell;

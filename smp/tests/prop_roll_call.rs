@@ -1,5 +1,5 @@
-//! The roll call with any number of CPUs, in any order of coming, of timer events and of IPIs: one IPI to each, from another
-//! CPU, never to one that has not come, and the end is said once, with the right CPU as the slowest.
+//! The roll call with any number of CPUs, in any order of coming, of timer events and of IPIs: one IPI to each, from
+//! another CPU, never to one that has not come, and the end is said once, with the right CPU as the slowest.
 #![cfg(not(loom))]
 
 use std::cell::RefCell;
@@ -68,7 +68,10 @@ proptest! {
     })]
 
     #[test]
-    fn any_order(nr in 1..if cfg!(miri) { 6_usize } else { 40 }, choices in prop::collection::vec(any::<usize>(), 1..200)) {
+    fn any_order(
+        nr in 1..if cfg!(miri) { 6_usize } else { 40 },
+        choices in prop::collection::vec(any::<usize>(), 1..200),
+    ) {
         run(nr, &choices)?;
     }
 }

@@ -21,8 +21,8 @@ std::thread_local! {
 
 /// Lets another thread of the model run; every wait of a model goes through here.
 ///
-/// Where two threads wait for a third, loom tries all ways in which the two take turns, and does not see that they
-/// lead nowhere. So after some steps of waiting an execution is no longer a start of others; loom's scheduler is fair, and
+/// Where two threads wait for a third, loom tries all ways in which the two take turns, and does not see that they lead
+/// nowhere. So after some steps of waiting an execution is no longer a start of others; loom's scheduler is fair, and
 /// brings it to its end.
 pub(crate) fn step() {
     STEPS.with(|steps| match steps.get().checked_sub(1) {
@@ -54,7 +54,8 @@ impl Clock for NoTime {
     }
 }
 
-/// One flag for each CPU in the place of its event. Relaxed, so that a model sees only the orderings of the code under test.
+/// One flag for each CPU in the place of its event. Relaxed, so that a model sees only the orderings of the code under
+/// test.
 pub(crate) struct Bells {
     rung: PerCpu<AtomicBool>,
 }
@@ -86,8 +87,8 @@ impl Delivery for Bells {
     fn handle(&self, _masked: &Masked, _kinds: Kinds) {}
 }
 
-/// Runs `model` in all orders that have at most `preemptions` switches away from a thread that could have gone on, and that
-/// differ in the first `steps` steps of waiting.
+/// Runs `model` in all orders that have at most `preemptions` switches away from a thread that could have gone on, and
+/// that differ in the first `steps` steps of waiting.
 pub(crate) fn check(preemptions: usize, steps: usize, model: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(preemptions);
