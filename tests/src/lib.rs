@@ -99,10 +99,11 @@ impl Transcript {
     }
 }
 
-/// Something that all trials of a program share, made by the first that needs it. A failure to make it
-/// fails every trial with the same words.
+/// Something that all trials of a program share, made by the first that needs it. A failure to make it is
+/// told by the first trial; the others fail with a hint at it.
 pub struct Shared<T> {
-    state: Mutex<Option<std::result::Result<T, String>>>,
+    /// `None`: nobody has needed it yet. `Err`: it could not be made.
+    state: Mutex<Option<std::result::Result<T, ()>>>,
 }
 
 impl<T> Shared<T> {
@@ -114,13 +115,21 @@ impl<T> Shared<T> {
     /// Uses it, making it first if need be.
     ///
     /// # Errors
-    /// `make`'s, on every call after it failed; and `work`'s.
+    /// `make`'s, on the first call; that it failed, on every later one; and `work`'s.
     pub fn with<R>(&self, make: impl FnOnce() -> Result<T>, work: impl FnOnce(&mut T) -> Result<R>) -> Result<R> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let made = state.get_or_insert_with(|| make().map_err(|error| format!("{error:#}")));
-        match made {
-            Ok(thing) => work(thing),
-            Err(why) => Err(anyhow!("{why}")),
+        if state.is_none() {
+            match make() {
+                Ok(thing) => *state = Some(Ok(thing)),
+                Err(error) => {
+                    *state = Some(Err(()));
+                    return Err(error);
+                }
+            }
+        }
+        match &mut *state {
+            Some(Ok(thing)) => work(thing),
+            _ => Err(anyhow!("what all tests here need could not be set up; the first failure tells why")),
         }
     }
 }
@@ -171,9 +180,9 @@ mod tests {
         }
         assert_eq!(made, 1);
         let shared = Shared::<u32>::new();
-        for _ in 0..2 {
+        for want in ["no lab", "what all tests here need could not be set up; the first failure tells why"] {
             let error = shared.with(|| Err(anyhow!("no lab")), |_| Ok(())).expect_err("must fail");
-            assert_eq!(error.to_string(), "no lab");
+            assert_eq!(error.to_string(), want);
         }
     }
 }
