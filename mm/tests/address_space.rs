@@ -61,7 +61,7 @@ fn domain_of_2_gib() {
 }
 
 #[test]
-#[ignore = "takes 20 seconds, and the plan of 8 GiB has a test of its own; run it with --ignored"]
+#[cfg_attr(any(miri, debug_assertions), ignore = "takes 20 seconds without optimisation; run it with --release")]
 fn domain_of_8_gib() {
     let (xen, memory) = check_shape(&Shape::of(1 << 21));
     assert_eq!(memory.plan.tables, Tables { l1: 4096, l2: 8, l3: 1, area: 3 });
