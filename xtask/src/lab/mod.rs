@@ -50,7 +50,7 @@ use crate::host::{ConsoleLine, Exit, Host, Progress};
 use link::Link;
 use qemu::{Accelerator, Machine, Qemu, Wiring};
 
-/// From QEMU's start to the agent's greeting. A quiet machine needs 10 s.
+/// From QEMU's start to the agent's greeting. Up to 45 s were seen, on a machine that was busy otherwise.
 const BOOT_LIMIT: Duration = Duration::from_secs(240);
 
 /// From the greeting to a working `xl list`.
