@@ -300,6 +300,7 @@ mod tests {
     #[test]
     fn works_with_all_stopped_and_hands_out_the_outcome() {
         const NR: usize = 4;
+        const OUTCOMES: [Outcome; 3] = [Outcome::Continued, Outcome::Cancelled, Outcome::Resumed];
         let (mail, _on) = kernel(NR);
         let rendezvous = admitted(NR);
         let running = AtomicUsize::new(NR - 1);
@@ -309,7 +310,7 @@ mod tests {
                 let (rendezvous, mail, running, left) = (&rendezvous, &mail, &running, &left);
                 scope.spawn(move || {
                     let _on = hosted::enter(cpu(n));
-                    for outcome in [Outcome::Resumed, Outcome::Continued, Outcome::Cancelled] {
+                    for outcome in OUTCOMES {
                         while !rendezvous.is_requested() {
                             std::thread::yield_now();
                         }
@@ -319,10 +320,12 @@ mod tests {
                         assert_eq!(parked.outcome(), outcome);
                         running.fetch_add(1, Relaxed);
                     }
+                    let masked = hosted::masked();
+                    assert_eq!(rendezvous.park(&masked, &Alone, mail).outcome(), Outcome::Cancelled, "it is over");
                     left.fetch_sub(1, Relaxed);
                 });
             }
-            for outcome in [Outcome::Resumed, Outcome::Continued, Outcome::Cancelled] {
+            for outcome in OUTCOMES {
                 let result =
                     rendezvous.run(&hosted::masked(), &lead(&mail, &Alone, 1), |_, _| (outcome, running.load(Relaxed)));
                 assert_eq!(result, Ok(0), "nobody runs while the work is done");
