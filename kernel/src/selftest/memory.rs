@@ -36,16 +36,16 @@ impl Audit {
     /// Everything below the table in page `pfn`, which covers addresses from `base` on.
     fn walk(&mut self, pfn: u64, level: u32, base: u64, executable: bool) {
         self.tables.insert(pfn);
-        let table = memory::direct::<[u64; 512]>(pfn);
-        // SAFETY: a table of ours, which the direct map has for reading.
-        let table = unsafe { table.read_volatile() };
-        for (index, entry) in (0_u64..).zip(table) {
+        let table = memory::direct::<u64>(pfn);
+        for (index, place) in (0_u64..512).zip(0_usize..) {
             if level == 4 && (256..272).contains(&index) {
                 continue;
             }
             let va = base | index << (12 + 9 * (level - 1));
             let va = if level == 4 && index >= 256 { va | 0xffff << 48 } else { va };
-            let entry = Entry::from_raw(entry);
+            // SAFETY: within a table of ours, which the direct map has for reading. Not copied whole: four levels of that
+            //   would not fit on the stack.
+            let entry = Entry::from_raw(unsafe { table.wrapping_add(place).read_volatile() });
             let Some(mfn) = entry.mfn() else { continue };
             let executable = executable && !entry.flags().contains(Flags::NO_EXECUTE);
             // shared_info is Xen's, and not in the p2m.
