@@ -119,7 +119,9 @@ impl fmt::Display for MmError {
             MmError::Pin { root, errno } => write!(f, "pinning the root ({root}) failed: {errno}"),
             MmError::Flush { errno } => write!(f, "flushing the TLBs failed: {errno}"),
             MmError::MachineEnd { errno } => write!(f, "XENMEM_maximum_ram_page failed: {errno}"),
-            MmError::NoFrames { va, nr } => write!(f, "no {nr} page frames left to map {va:#x} with"),
+            MmError::NoFrames { va, nr } => {
+                write!(f, "out of memory: no {nr} page frames left to map {va:#x} with; raise memory=")
+            }
             MmError::OutsideArea { va } => write!(f, "{va:#x} is not a page of the mapping area"),
             MmError::Occupied { va } => write!(f, "{va:#x} is mapped already"),
             MmError::NotMapped { va } => write!(f, "{va:#x} is not mapped"),
