@@ -42,6 +42,8 @@ struct FakeHost {
     fault: Fault,
     vcpus: u32,
     incarnation: u64,
+    /// No xl waits for the domain's end.
+    unattended: bool,
     /// `None`: the place is gone.
     say: Option<Sender<ConsoleLine>>,
     lines: Receiver<ConsoleLine>,
@@ -53,7 +55,17 @@ struct FakeHost {
 impl FakeHost {
     fn new(fault: Fault, vcpus: u32) -> FakeHost {
         let (say, lines) = channel();
-        FakeHost { fault, vcpus, incarnation: 1, say: Some(say), lines, scripts: Vec::new(), followed: false, seq: 0 }
+        FakeHost {
+            fault,
+            vcpus,
+            incarnation: 1,
+            unattended: false,
+            say: Some(say),
+            lines,
+            scripts: Vec::new(),
+            followed: false,
+            seq: 0,
+        }
     }
 
     fn guest_says(&self, text: &str) {
@@ -106,6 +118,7 @@ impl FakeHost {
             Fault::NeverResumes => return exit(0, ""),
             _ => {}
         }
+        self.unattended = continues;
         let continues = continues || self.fault == Fault::ContinuesInstead;
         let vcpus = if self.fault == Fault::ResumesWithFewer { self.vcpus - 1 } else { self.vcpus };
         let figures = format!("vcpus={vcpus} prepare_ns=1 blackout_ns=2 resume_ns=3");
@@ -162,9 +175,14 @@ impl Host for FakeHost {
                 exit(0, "")
             }
             s if s.contains("until domain 4 is gone") => match self.fault {
+                _ if self.unattended => exit(1, "4 stasis ---s--"),
                 Fault::LeavesThingsBehind => exit(1, "/local/domain/4/data = \"\""),
                 _ => exit(0, ""),
             },
+            s if s.contains("has shut down, and destroy it") => {
+                self.unattended = false;
+                exit(0, "")
+            }
             s if s.starts_with("xl destroy") => exit(0, ""),
             other => bail!("the fake knows no `{other}`"),
         })

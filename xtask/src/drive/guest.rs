@@ -189,7 +189,22 @@ impl<'h> Guest<'h> {
             Event::Shutdown { reason } if reason == "poweroff" => Some(()),
             _ => None,
         })?;
+        if self.watch.continued() {
+            self.destroy_shut_down(&domid)?;
+        }
         self.wait_gone(&domid)
+    }
+
+    /// Destroys a domain that has shut down and that nobody looks after: the xl that waits for a domain's end takes
+    /// a suspend for it and is gone after the first checkpoint (tools/xl/xl_vmcontrol.c, handle_domain_death).
+    fn destroy_shut_down(&mut self, domid: &str) -> Result<()> {
+        let script = format!(
+            "# wait until domain {domid} has shut down, and destroy it\n\
+             i=0; while xl list {domid} >/dev/null 2>&1; do \
+             if xl list {domid} | tail -n 1 | grep -q -e '-[-p]s'; then xl destroy {domid}; exit; fi; \
+             i=$((i+1)); if [ $i -ge 150 ]; then xl list; exit 1; fi; sleep 0.2; done"
+        );
+        self.command_ok(&script, self.limits.transfer).context("the domain does not shut down").map(drop)
     }
 
     /// Waits until neither Xen nor xenstore know the domain any more.

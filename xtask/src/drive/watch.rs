@@ -104,6 +104,7 @@ pub struct Watch {
     may_shut_down: bool,
     may_boot_again: bool,
     incarnation: Option<u64>,
+    continued: bool,
     checks_passed: u64,
     last_words: VecDeque<String>,
     dying: Option<Panic>,
@@ -118,6 +119,7 @@ impl Watch {
             may_shut_down: false,
             may_boot_again: false,
             incarnation: None,
+            continued: false,
             checks_passed: 0,
             last_words: VecDeque::new(),
             dying: None,
@@ -138,6 +140,11 @@ impl Watch {
     /// Self-checks that said "pass" so far.
     pub fn checks_passed(&self) -> u64 {
         self.checks_passed
+    }
+
+    /// Whether it has gone on in the domain that it is in now after a suspend.
+    pub fn continued(&self) -> bool {
+        self.continued
     }
 
     /// The newest lines, oldest first.
@@ -195,10 +202,12 @@ impl Watch {
             Event::Online { vcpus, .. } => self.all_vcpus("online", *vcpus),
             Event::Resumed { vcpus, incarnation, .. } => {
                 self.next_incarnation(*incarnation, 1)?;
+                self.continued = false;
                 self.all_vcpus("resumed", *vcpus)
             }
             Event::Continued { vcpus, incarnation, .. } => {
                 self.next_incarnation(*incarnation, 0)?;
+                self.continued = true;
                 self.all_vcpus("continued", *vcpus)
             }
             Event::Heartbeat { lost, seq, .. } if *lost > 0 => Err(Failure::Lost { lost: *lost, seq: *seq }),
@@ -261,6 +270,7 @@ mod tests {
         ];
         assert_eq!(feed(&mut watch, &lines), Ok(()));
         assert_eq!(watch.checks_passed(), 1);
+        assert!(!watch.continued(), "the last suspend made a new domain");
         watch.expect_shutdown();
         assert_eq!(feed(&mut watch, &["stasis: shutdown reason=poweroff"]), Ok(()));
     }
