@@ -105,7 +105,25 @@ async fn obey(store: &'static Store, request: Request) {
         Request::Poweroff | Request::Halt => power_off(if request == Request::Halt { "halt" } else { "poweroff" }),
         Request::Reboot => reboot(),
         Request::Suspend => suspend::serve(store, "xenstore").await,
-        Request::Unknown(text) => crate::say!("control-unknown", node = shutdown::NODE, value = text),
+        Request::Unknown(text) => {
+            crate::say!("control-unknown", node = shutdown::NODE, value = Lossy(text.as_bytes()));
+        }
+    }
+}
+
+/// Bytes from outside as text, so that a word stays readable in any language; what is no UTF-8 shows as U+FFFD. The console's lines
+/// quote what has to be quoted.
+struct Lossy<'a>(&'a [u8]);
+
+impl fmt::Display for Lossy<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for chunk in self.0.utf8_chunks() {
+            f.write_str(chunk.valid())?;
+            if !chunk.invalid().is_empty() {
+                f.write_str("\u{fffd}")?;
+            }
+        }
+        Ok(())
     }
 }
 
