@@ -12,9 +12,8 @@ use xen_sys::primitive::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::{cpus, executor, wait};
 
-/// Bytes that are handled between two await points.
-const BLOCK: usize = 32 * 1024;
-const WORDS: usize = BLOCK / size_of::<u64>();
+/// Words that are handled between two await points.
+const BLOCK_WORDS: usize = 4096;
 
 /// One vcpu's part in the verifications.
 struct Share {
@@ -33,15 +32,43 @@ static WRONG: AtomicUsize = AtomicUsize::new(0);
 /// Pages under the pattern.
 static PAGES: AtomicUsize = AtomicUsize::new(0);
 
-/// Fills memory and starts the tasks that verify it.
+/// Takes the memory and starts the tasks that fill and verify it.
+///
+/// vcpu 0 takes it for all: when 128 vcpus on two processors took it in blocks of 32 KiB, one now and then lost its
+/// processor with the heap's lock held and got it back after the others had burnt their credit: 10 to 18 s of that.
 pub(super) fn start() {
     SHARES
         .call_once(|| PerCpu::new(cpus::nr(), |_| Share { wanted: wait::Flag::new(), finished: AtomicUsize::new(0) }));
     // A little more than half, as what is asked for is at least half.
     let share = crate::heap::get().stats().free / 16 * 9 / cpus::nr();
     for cpu in CpuId::first(cpus::nr()) {
-        executor::spawn_on(cpu, guard(cpu, share)).expect("a CPU has room for the workload's few tasks");
+        let pieces = take(share / size_of::<u64>());
+        let words: usize = pieces.iter().map(Vec::capacity).sum();
+        // ORDERING: Relaxed, statistic only.
+        PAGES.fetch_add(words * size_of::<u64>() / 4096, Ordering::Relaxed);
+        executor::spawn_on(cpu, guard(cpu, pieces)).expect("a CPU has room for the workload's few tasks");
     }
+}
+
+/// Room for `words` in as few pieces as the heap has them.
+fn take(mut words: usize) -> Vec<Vec<u64>> {
+    let mut pieces = Vec::new();
+    let mut size = words;
+    while size >= BLOCK_WORDS || size == words {
+        let mut piece = Vec::new();
+        if pieces.try_reserve(1).is_ok() && piece.try_reserve_exact(size).is_ok() {
+            pieces.push(piece);
+            words -= size;
+            size = size.min(words);
+        } else {
+            size /= 2;
+        }
+        if words == 0 {
+            return pieces;
+        }
+    }
+    crate::note!(Warn, "no memory for {words} words of the pattern");
+    pieces
 }
 
 /// Has every vcpu verify its share. A verification that is still under way goes on, and another follows.
@@ -54,8 +81,9 @@ pub(super) fn verify() {
     }
 }
 
-fn word(cpu: CpuId, block: usize, index: usize, seed: u64) -> u64 {
-    let place = ((cpu.index() as u64) << 48) | ((block as u64) << 16) | index as u64;
+fn word(cpu: CpuId, piece: usize, index: usize, seed: u64) -> u64 {
+    // Below 256 pieces, as each is at least BLOCK_WORDS or the last; words for 8 TiB in each.
+    let place = ((cpu.index() as u64) << 48) | ((piece as u64) << 40) | index as u64;
     // SplitMix64's finaliser: every bit of the place and the seed reaches every bit of the word.
     let mut z = place ^ seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -63,20 +91,15 @@ fn word(cpu: CpuId, block: usize, index: usize, seed: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-async fn guard(cpu: CpuId, share: usize) {
-    let mut blocks: Vec<Vec<u64>> = Vec::new();
-    for block in 0..share / BLOCK {
-        let mut words = Vec::new();
-        if blocks.try_reserve(1).is_err() || words.try_reserve_exact(WORDS).is_err() {
-            crate::note!(Warn, "vcpu {cpu}: no memory for block {block} of the pattern");
-            break;
+async fn guard(cpu: CpuId, mut pieces: Vec<Vec<u64>>) {
+    for (number, piece) in pieces.iter_mut().enumerate() {
+        while piece.len() < piece.capacity() {
+            let start = piece.len();
+            let end = piece.capacity().min(start + BLOCK_WORDS);
+            piece.extend((start..end).map(|index| word(cpu, number, index, 0)));
+            wait::yield_now().await;
         }
-        words.extend((0..WORDS).map(|index| word(cpu, block, index, 0)));
-        blocks.push(words);
-        wait::yield_now().await;
     }
-    // ORDERING: Relaxed, statistic only.
-    PAGES.fetch_add(blocks.len() * BLOCK / 4096, Ordering::Relaxed);
 
     let share = SHARES.get().expect("start() makes it").on(cpu);
     for seed in 0_u64.. {
@@ -84,19 +107,21 @@ async fn guard(cpu: CpuId, share: usize) {
         // ORDERING: Relaxed, published by the flag.
         let round = ROUND.load(Ordering::Relaxed);
         let mut wrong = 0;
-        for (block, words) in blocks.iter_mut().enumerate() {
-            for (index, found) in words.iter_mut().enumerate() {
-                let expected = word(cpu, block, index, seed);
-                if *found != expected {
-                    if wrong == 0 {
-                        let address = core::ptr::from_ref(found).addr();
-                        crate::note!(Error, "vcpu {cpu}: {address:#x} holds {found:#x}, not {expected:#x}");
+        for (number, piece) in pieces.iter_mut().enumerate() {
+            for (block, words) in piece.chunks_mut(BLOCK_WORDS).enumerate() {
+                for (index, found) in (block * BLOCK_WORDS..).zip(words) {
+                    let expected = word(cpu, number, index, seed);
+                    if *found != expected {
+                        if wrong == 0 {
+                            let address = core::ptr::from_ref(found).addr();
+                            crate::note!(Error, "vcpu {cpu}: {address:#x} holds {found:#x}, not {expected:#x}");
+                        }
+                        wrong += 1;
                     }
-                    wrong += 1;
+                    *found = word(cpu, number, index, seed + 1);
                 }
-                *found = word(cpu, block, index, seed + 1);
+                wait::yield_now().await;
             }
-            wait::yield_now().await;
         }
         if wrong != 0 {
             crate::note!(Error, "vcpu {cpu}: {wrong} words of memory are not what they were");
