@@ -2,7 +2,7 @@
 //!
 //! - `notes.rs`: the ELF notes by which the domain builder knows what to do with the image.
 //! - `entry.rs`: the first instructions, on the boot CPU and on every other.
-//! - [`image`]: where the linker put what (`link.ld`).
+//! - `image.rs`: where the linker put what (`link.ld`).
 //! - [`BootInfo`]: `start_info`, checked and copied.
 //! - [`Cmdline`]: the command line, parsed; unknown keys named, malformed values refused.
 //!

@@ -4,7 +4,7 @@
 //!
 //! | step | where | needs |
 //! |---|---|---|
-//! | gs base, trap table | [`stasis_main`] | nothing |
+//! | gs base, trap table | [`start`] | nothing |
 //! | `start_info`, command line | `boot` | |
 //! | direct map, W^X, heap | [`memory`] | `start_info` |
 //! | console | [`console`] | direct map; what was said before comes out now |

@@ -13,7 +13,7 @@ use crate::cargo;
 
 /// Crates that only make sense on the host: no loom, no Miri.
 const HOST_TOOLS: [&str; 3] = ["xtask", "tests", "benches"];
-/// The binary for Xen; it does not build for the host.
+/// The binary for Xen. For the host it is what of it can be tested there.
 pub const KERNEL: &str = "kernel";
 
 /// One crate of the workspace.
@@ -23,14 +23,12 @@ pub struct Member {
     pub name: String,
     /// Its integration tests and benches, by name.
     pub tests: Vec<String>,
-    /// Whether it has a library.
-    pub has_lib: bool,
 }
 
 impl Member {
-    /// Part of the kernel that the host can run, so Miri can too.
+    /// Part of the kernel: its tests run under Miri, too.
     pub fn is_kernel_side(&self) -> bool {
-        self.name != KERNEL && !HOST_TOOLS.contains(&self.name.as_str())
+        !HOST_TOOLS.contains(&self.name.as_str())
     }
 
     /// Its tests for loom.
@@ -100,13 +98,7 @@ fn member(name: &str, package: &Value) -> Member {
             .filter(|target| is(target, "test"))
             .filter_map(|target| target["name"].as_str().map(str::to_owned))
             .collect(),
-        has_lib: targets.iter().any(|target| is(target, "lib")),
     }
-}
-
-/// Whether the kernel has a part that the host can test: a library beside its binary.
-pub fn kernel_is_testable(workspace: &Workspace) -> bool {
-    workspace.members.iter().any(|member| member.name == KERNEL && member.has_lib)
 }
 
 #[cfg(test)]
@@ -118,22 +110,22 @@ mod tests {
         {"id":"1","name":"evtchn","source":null,"targets":[
           {"kind":["lib"],"name":"evtchn"},{"kind":["test"],"name":"loom_upcall"},{"kind":["test"],"name":"prop_table"}]},
         {"id":"2","name":"kernel","source":null,"targets":[{"kind":["bin"],"name":"stasis"}]},
+        {"id":"6","name":"xtask","source":null,"targets":[{"kind":["bin"],"name":"xtask"}]},
         {"id":"3","name":"spin","version":"0.12.0","source":"registry","license":"MIT","targets":[]},
         {"id":"4","name":"for-windows","version":"1.0.0","source":"registry","license":"X","targets":[]},
         {"id":"5","name":"bare","version":"1.0.0","source":"registry","license":null,"targets":[]}
       ],
-      "resolve": {"nodes":[{"id":"1"},{"id":"2"},{"id":"3"},{"id":"5"}]}
+      "resolve": {"nodes":[{"id":"1"},{"id":"2"},{"id":"3"},{"id":"5"},{"id":"6"}]}
     }"#;
 
     #[test]
     fn members_and_dependencies_are_told_apart() {
         let workspace = read(METADATA).expect("well formed");
         let names: Vec<_> = workspace.members.iter().map(|m| (m.name.as_str(), m.is_kernel_side())).collect();
-        assert_eq!(names, [("evtchn", true), ("kernel", false)]);
+        assert_eq!(names, [("evtchn", true), ("kernel", true), ("xtask", false)]);
         assert_eq!(workspace.members[0].loom_tests().collect::<Vec<_>>(), ["loom_upcall"]);
         let dependency = |name: &str, licence: &str| Dependency { name: name.into(), licence: licence.into() };
         assert_eq!(workspace.dependencies, [dependency("spin 0.12.0", "MIT"), dependency("bare 1.0.0", "")]);
-        assert!(!kernel_is_testable(&workspace));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::workspace::Workspace;
 /// A layer of tests; the order here is the order in which they run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LayerName {
-    /// Format and lints, for the host side and the image.
+    /// Format, lints and docs for the host side and the image; licences.
     Lints,
     /// Tests inside the crates, and the examples in their docs.
     Unit,
@@ -63,8 +63,8 @@ pub fn run(options: &TestOptions) -> Result<()> {
             continue;
         }
         match layer {
-            LayerName::Lints => check::lints(&mut steps)?,
-            LayerName::Unit => check::unit(&mut steps, &workspace)?,
+            LayerName::Lints => check::lints(&mut steps, &workspace)?,
+            LayerName::Unit => check::unit(&mut steps)?,
             LayerName::Property => check::property(&mut steps)?,
             LayerName::Loom => models::loom(&mut steps, &workspace)?,
             LayerName::Miri => models::miri(&mut steps, &workspace)?,
