@@ -154,7 +154,6 @@ fn run() -> Result<Report, Abort> {
         Ended::Resumed | Ended::Continued => {}
         Ended::NotPrepared(failed) => return Err(Abort::NotPrepared(failed)),
         Ended::Refused(errno) => return Err(Abort::Refused(errno)),
-        Ended::Lost(failed) => panic!("resume: {failed}"),
     }
     cpus::restore_this_cpu(&masked, outcome, Placed::Yes);
     if outcome == Outcome::Resumed {
@@ -332,6 +331,12 @@ impl Steps for Sequence {
             TakeOver::AttachEvents => Sequence::attach(others, Ports::Gone),
         }
         Ok(())
+    }
+
+    /// # Panics
+    /// Always. All others are still parked, so that this reason is the one that is told.
+    fn lost(&mut self, failed: Failed<TakeOver, StepError>, _others: &Quiesced, _masked: &Masked) -> ! {
+        panic!("resume: {failed}");
     }
 
     fn begin_roll_call(&mut self, others: &Quiesced) {

@@ -47,8 +47,12 @@ pub trait Steps {
     /// Does `step`. There is no way back from a new domain.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel's; [`Steps::lost`] follows.
     fn take_over(&mut self, step: TakeOver, others: &Quiesced, masked: &Masked) -> Result<(), Self::Error>;
+
+    /// A new domain that cannot be lived in: says why, and ends it. All others stay parked for ever: released, they would
+    /// fail on what is missing, and their complaint could come before the reason.
+    fn lost(&mut self, failed: Failed<TakeOver, Self::Error>, others: &Quiesced, masked: &Masked) -> !;
 
     /// `RollCall::begin`: the last thing before the release, unless nothing was suspended.
     fn begin_roll_call(&mut self, others: &Quiesced);
@@ -95,15 +99,13 @@ pub enum Ended<E> {
     NotPrepared(Failed<Prepare, E>),
     /// Not suspended, as Xen refused; all preparation undone.
     Refused(Errno),
-    /// In a new domain that cannot be lived in. The caller panics.
-    Lost(Failed<TakeOver, E>),
 }
 
 impl<E> Ended<E> {
     /// What the other CPUs are released with.
     pub fn outcome(&self) -> Outcome {
         match self {
-            Ended::Resumed | Ended::Lost(_) => Outcome::Resumed,
+            Ended::Resumed => Outcome::Resumed,
             Ended::Continued => Outcome::Continued,
             Ended::NotPrepared(_) | Ended::Refused(_) => Outcome::Cancelled,
         }
@@ -111,7 +113,7 @@ impl<E> Ended<E> {
 }
 
 /// Suspends this domain: [`PREPARE`], the hypercall, and then either [`TAKE_OVER`] or all of [`PREPARE`] undone in
-/// reverse. Context: the work of a rendezvous.
+/// reverse. Does not return if the new domain was [lost](Steps::lost). Context: the work of a rendezvous.
 pub fn suspend<S: Steps>(steps: &mut S, others: &Quiesced, masked: &Masked) -> Ended<S::Error> {
     for (done, row) in PREPARE.iter().enumerate() {
         if let Err(error) = steps.prepare(row.step, others, masked) {
@@ -132,7 +134,7 @@ pub fn suspend<S: Steps>(steps: &mut S, others: &Quiesced, masked: &Masked) -> E
         Ok(SuspendOutcome::Resumed) => {
             for row in &TAKE_OVER {
                 if let Err(error) = steps.take_over(row.step, others, masked) {
-                    return Ended::Lost(Failed { step: row.step, error });
+                    steps.lost(Failed { step: row.step, error }, others, masked);
                 }
             }
             steps.begin_roll_call(others);
@@ -168,11 +170,15 @@ pub fn restore_cpu<S: CpuSteps>(steps: &S, outcome: Outcome, masked: &Masked) ->
 #[cfg(all(test, not(loom)))]
 mod tests {
     use std::cell::RefCell;
+    use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
+    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::Ordering::Relaxed;
 
-    use percpu::hosted;
+    use percpu::{CpuId, hosted};
 
     use super::*;
-    use crate::tests::quiesced;
+    use crate::tests::{Alone, kernel, quiesced};
+    use crate::{Lead, Patience, Relax, Rendezvous};
 
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     enum Done {
@@ -180,8 +186,12 @@ mod tests {
         Undo(Prepare),
         Suspend,
         TakeOver(TakeOver),
+        Lost(TakeOver),
         RollCall,
     }
+
+    /// What the fake's domain ends with.
+    struct Lost;
 
     struct Fake {
         log: Vec<Done>,
@@ -214,6 +224,11 @@ mod tests {
 
         fn take_over(&mut self, step: TakeOver, _: &Quiesced, _: &Masked) -> Result<(), &'static str> {
             self.step(Done::TakeOver(step))
+        }
+
+        fn lost(&mut self, failed: Failed<TakeOver, &'static str>, _: &Quiesced, _: &Masked) -> ! {
+            self.log.push(Done::Lost(failed.step));
+            panic_any(Lost)
         }
 
         fn begin_roll_call(&mut self, _: &Quiesced) {
@@ -269,14 +284,57 @@ mod tests {
         }
     }
 
+    /// Waits until it is told that the domain is dead; then it leaves the loop that nobody releases it from.
+    struct UntilDead<'a>(&'a AtomicBool);
+
+    impl Relax for UntilDead<'_> {
+        fn spin(&self) {
+            self.give_up_processor();
+        }
+
+        fn give_up_processor(&self) {
+            if self.0.load(Relaxed) {
+                panic_any(Lost);
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// Whoever was parked stays so.
     #[test]
-    fn a_take_over_that_fails_ends_there() {
+    fn a_take_over_that_fails_ends_there_and_releases_nobody() {
         for (n, row) in TAKE_OVER.iter().enumerate() {
-            let (ended, log) = run(Ok(SuspendOutcome::Resumed), Some(Done::TakeOver(row.step)));
-            assert_eq!(ended, Ended::Lost(Failed { step: row.step, error: "it was asked to fail" }));
-            assert_eq!(ended.outcome(), Outcome::Resumed);
-            assert_eq!(log.len(), PREPARE.len() + 1 + n + 1);
-            assert!(!log.iter().any(|done| matches!(done, Done::Undo(_) | Done::RollCall)));
+            let fails = Some(Done::TakeOver(row.step));
+            let mut fake = Fake { log: Vec::new(), fails, suspend: Ok(SuspendOutcome::Resumed) };
+            let (mail, _on) = kernel(2);
+            let rendezvous = Rendezvous::new(2, Patience(0));
+            let other = CpuId::new(1).expect("a small number");
+            rendezvous.admit(other);
+            let dead = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                let follower = scope.spawn(|| {
+                    let _on = hosted::enter(other);
+                    while !rendezvous.is_requested() {
+                        std::thread::yield_now();
+                    }
+                    rendezvous.park(&hosted::masked(), &UntilDead(&dead), &mail).outcome()
+                });
+                let lead = Lead { mail: &mail, relax: &Alone, clock: &Alone, limit_ns: 1 };
+                let ended = catch_unwind(AssertUnwindSafe(|| {
+                    let run = rendezvous.run(&hosted::masked(), &lead, |others, masked| {
+                        let ended = suspend(&mut fake, others, masked);
+                        (ended.outcome(), ended)
+                    });
+                    run.map_err(|missing| missing.to_string())
+                }));
+                assert!(ended.expect_err("the domain is lost").is::<Lost>());
+                assert!(rendezvous.is_requested(), "the phase is still the one of the work");
+                dead.store(true, Relaxed);
+                assert!(follower.join().expect_err("nobody released it").is::<Lost>());
+            });
+            assert_eq!(fake.log.len(), PREPARE.len() + 1 + n + 2);
+            assert_eq!(fake.log.last(), Some(&Done::Lost(row.step)));
+            assert!(!fake.log.iter().any(|done| matches!(done, Done::Undo(_) | Done::RollCall)));
         }
     }
 
