@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::AddAssign;
 use std::time::Duration;
@@ -46,7 +47,8 @@ impl Counts {
     }
 
     /// Adds up every `test result:` line of a cargo run. A run that failed without any failed test
-    /// (it did not compile, it crashed) counts as one failure.
+    /// (it did not compile, it crashed) counts as one failure, and so does one that had no tests to run:
+    /// a loom test without its cfg is an empty program that succeeds.
     pub fn of_run(output: &str, success: bool) -> Counts {
         let mut counts = Counts::default();
         for line in output.lines() {
@@ -54,7 +56,7 @@ impl Counts {
                 counts += of_result_line(result);
             }
         }
-        if !success && counts.failed == 0 {
+        if (!success && counts.failed == 0) || counts == Counts::default() {
             counts.failed = 1;
         }
         counts
@@ -80,6 +82,14 @@ pub fn failed_names(output: &str) -> Vec<&str> {
         .collect()
 }
 
+/// Why tests were ignored, one reason each; libtest prints `test NAME ... ignored, REASON`.
+pub fn ignored(output: &str) -> impl Iterator<Item = &str> {
+    output.lines().filter_map(|line| {
+        let (_, verdict) = line.strip_prefix("test ")?.split_once(" ... ignored")?;
+        Some(verdict.strip_prefix(", ").unwrap_or("ignored without a reason"))
+    })
+}
+
 /// One layer of the test run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layer {
@@ -89,8 +99,8 @@ pub struct Layer {
     pub counts: Counts,
     /// How long it took.
     pub took: Duration,
-    /// Why it, or part of it, was not run.
-    pub skipped_because: Option<String>,
+    /// Why it, or part of it, was not run: each reason, and how often.
+    pub skipped_because: BTreeMap<String, u64>,
     /// What to show of its failures.
     pub complaints: Vec<String>,
 }
@@ -102,17 +112,21 @@ impl Layer {
             name: name.to_owned(),
             counts: Counts::default(),
             took: Duration::ZERO,
-            skipped_because: None,
+            skipped_because: BTreeMap::new(),
             complaints: Vec::new(),
         }
     }
 
-    /// A layer that is not run at all; counts as one skipped test, so that it shows in every sum.
-    pub fn skipped(name: &str, why: &str) -> Layer {
-        let mut layer = Layer::new(name);
-        layer.counts.skipped = 1;
-        layer.skipped_because = Some(why.to_owned());
-        layer
+    /// One more thing was not run, for this reason.
+    pub fn skip(&mut self, why: &str) {
+        *self.skipped_because.entry(why.to_owned()).or_default() += 1;
+    }
+
+    /// All reasons in words; empty where nothing was skipped.
+    pub fn why_skipped(&self) -> String {
+        let count = |n: u64| if n > 1 { format!("{n} times: ") } else { String::new() };
+        let reasons: Vec<String> = self.skipped_because.iter().map(|(why, n)| format!("{}{why}", count(*n))).collect();
+        reasons.join("\n")
     }
 }
 
@@ -146,8 +160,26 @@ test result: ok. 40 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fin
     #[test]
     fn a_run_that_died_counts_as_a_failure() {
         assert_eq!(Counts::of_run("error: could not compile", false), Counts { failed: 1, ..Counts::default() });
-        assert_eq!(Counts::of_run("", true), Counts::default());
-        assert_eq!(Counts::of_run("test result: what is this", true), Counts::default());
+    }
+
+    #[test]
+    fn a_run_without_tests_counts_as_a_failure() {
+        let none = "running 0 tests\n\ntest result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out";
+        for output in ["", "test result: what is this", none] {
+            assert_eq!(Counts::of_run(output, true), Counts { failed: 1, ..Counts::default() }, "{output}");
+        }
+        let ignored = "test result: ok. 0 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out";
+        assert_eq!(Counts::of_run(ignored, true), Counts { skipped: 2, ..Counts::default() });
+    }
+
+    #[test]
+    fn what_is_ignored_says_why() {
+        let output =
+            "test a ... ok\ntest b ... ignored, too large\ntest c ... ignored\ntest d ... ignored, too large\n";
+        let mut layer = Layer::new("miri");
+        ignored(output).for_each(|why| layer.skip(why));
+        assert_eq!(layer.why_skipped(), "ignored without a reason\n2 times: too large");
+        assert_eq!(Layer::new("unit").why_skipped(), "");
     }
 
     #[test]
@@ -157,10 +189,10 @@ test result: ok. 40 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fin
     }
 
     #[test]
-    fn a_skipped_layer_shows_in_the_sum() {
-        let mut ran = Layer::new("unit");
-        ran.counts = Counts { passed: 2, failed: 0, skipped: 0 };
-        let sum = total(&[ran, Layer::skipped("miri", "no nightly")]);
-        assert_eq!(sum, Counts { passed: 2, failed: 0, skipped: 1 });
+    fn the_sum_is_over_all_layers() {
+        let layer = |name, counts| Layer { counts, ..Layer::new(name) };
+        let unit = layer("unit", Counts { passed: 2, failed: 1, skipped: 0 });
+        let miri = layer("miri", Counts { passed: 3, failed: 0, skipped: 4 });
+        assert_eq!(total(&[unit, miri]), Counts { passed: 5, failed: 1, skipped: 4 });
     }
 }

@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 
 use crate::cargo;
 use crate::elfcheck::{self, Facts};
@@ -96,16 +96,13 @@ pub fn ensure_target(progress: &dyn Progress) -> Result<()> {
         return Ok(());
     }
     progress.stage(&format!("installing the Rust target {TARGET} (rustup target add {TARGET})"));
-    let status = Command::new("rustup")
-        .current_dir(cargo::root())
-        .args(["target", "add", TARGET])
-        .status()
-        .context("no rustup here: install the target with your own toolchain's means");
-    match status {
-        Ok(status) if status.success() => Ok(()),
-        Ok(_) => bail!("the Rust target is missing and could not be installed; run: rustup target add {TARGET}"),
-        Err(error) => Err(error),
-    }
+    let mut rustup = Command::new("rustup");
+    rustup.current_dir(cargo::root()).args(["target", "add", TARGET]);
+    let added = cargo::capture(rustup);
+    progress.finished();
+    added.map(drop).with_context(|| {
+        format!("the Rust target {TARGET} is missing and `rustup target add {TARGET}` did not bring it")
+    })
 }
 
 /// The path of a binary in cargo's JSON messages.

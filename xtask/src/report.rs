@@ -54,7 +54,7 @@ pub fn layers(rows: &[Layer]) -> String {
             row.counts.failed.to_string(),
             row.counts.skipped.to_string(),
             format!("{:.0} s", row.took.as_secs_f64()),
-            row.skipped_because.clone().unwrap_or_default(),
+            row.why_skipped(),
         ]);
     }
     table.to_string()
@@ -132,7 +132,8 @@ mod tests {
 
     #[test]
     fn the_layers_table_says_why_something_was_skipped() {
-        let layer = Layer::skipped("miri", "no nightly toolchain");
+        let mut layer = Layer::new("miri");
+        layer.skip("no nightly toolchain");
         let text = layers(&[layer]);
         assert!(text.contains("miri") && text.contains("no nightly toolchain"), "{text}");
     }

@@ -45,25 +45,23 @@ pub fn run_miri(options: &ModelOptions) -> Result<()> {
     run(options, "miri", miri)
 }
 
-fn run(options: &ModelOptions, name: &str, work: impl Fn(&mut Steps<'_>, &Workspace) -> Result<()>) -> Result<()> {
+fn run(options: &ModelOptions, name: &str, work: impl Fn(&mut Steps<'_>, &Workspace)) -> Result<()> {
     let session = Session::start(name, options.logs)?;
-    let mut workspace = Workspace::load()?;
-    if let Some(unknown) = options.crates.iter().find(|name| !workspace.members.iter().any(|m| m.name == **name)) {
-        bail!("no crate `{unknown}` in this workspace");
-    }
-    workspace.members.retain(|member| options.crates.is_empty() || options.crates.contains(&member.name));
     let mut steps = Steps::new(&session);
-    work(&mut steps, &workspace)?;
+    if let Some(mut workspace) = steps.workspace(name) {
+        if let Some(unknown) = options.crates.iter().find(|name| !workspace.members.iter().any(|m| m.name == **name)) {
+            bail!("no crate `{unknown}` in this workspace");
+        }
+        workspace.members.retain(|member| options.crates.is_empty() || options.crates.contains(&member.name));
+        work(&mut steps, &workspace);
+    }
     let outcome = steps.summary().map(|table| format!("{table}\n{}", steps.closing()));
     drop(steps);
     session.end(outcome)
 }
 
 /// Runs every loom test of the workspace.
-///
-/// # Errors
-/// Only when nothing can be run at all.
-pub fn loom(steps: &mut Steps<'_>, workspace: &Workspace) -> Result<()> {
+pub fn loom(steps: &mut Steps<'_>, workspace: &Workspace) {
     let mut any = false;
     for member in workspace.members.iter().filter(|member| member.is_kernel_side()) {
         for test in member.loom_tests() {
@@ -75,13 +73,12 @@ pub fn loom(steps: &mut Steps<'_>, workspace: &Workspace) -> Result<()> {
                 .env("RUSTFLAGS", "--cfg loom")
                 .env("RUST_BACKTRACE", "0")
                 .env("CARGO_TARGET_DIR", loom_target_dir());
-            steps.run("loom", &format!("{} {test}", member.name), command, Tally::Tests)?;
+            steps.run("loom", &format!("{} {test}", member.name), command, Tally::Tests);
         }
     }
     if !any {
         steps.skip("loom", "no crate has tests/loom_*.rs");
     }
-    Ok(())
 }
 
 fn loom_target_dir() -> PathBuf {
@@ -89,21 +86,16 @@ fn loom_target_dir() -> PathBuf {
     base.join("loom")
 }
 
-/// Runs the host tests of every kernel-side crate under Miri.
-///
-/// # Errors
-/// Only when nothing can be run at all; a missing nightly toolchain is a skip, said aloud.
-pub fn miri(steps: &mut Steps<'_>, workspace: &Workspace) -> Result<()> {
+/// Runs the host tests of every kernel-side crate under Miri; a missing nightly toolchain is a skip, said aloud.
+pub fn miri(steps: &mut Steps<'_>, workspace: &Workspace) {
     if let Err(error) = ensure_miri(steps.terminal()) {
-        steps.skip("miri", &format!("{error:#}"));
-        return Ok(());
+        return steps.skip("miri", &format!("{error:#}"));
     }
     for member in workspace.members.iter().filter(|member| member.is_kernel_side()) {
         let mut command = cargo::cargo_of("nightly");
         command.args(["miri", "test", "--package", &member.name, "--tests"]);
-        steps.run("miri", &member.name, command, Tally::Tests)?;
+        steps.run("miri", &member.name, command, Tally::Tests);
     }
-    Ok(())
 }
 
 /// Makes sure that a nightly toolchain with Miri is there.

@@ -5,7 +5,7 @@
 use anyhow::Result;
 use clap::Args;
 
-use super::{Session, models};
+use super::{Session, check, models};
 use crate::host::Progress;
 use crate::options::LogOptions;
 use crate::{image, lab};
@@ -33,6 +33,9 @@ pub fn run(options: SetupOptions) -> Result<()> {
 fn all_of_it(session: &Session, want_shadow: bool) -> Result<String> {
     let progress = &session.terminal;
     image::ensure_target(progress)?;
+    let mut packages = lab::packages(want_shadow);
+    packages.extend(check::ABI_PACKAGES);
+    lab::require(&packages, progress)?;
     lab::prepare(progress, want_shadow)?;
     // Only `test` and `miri` use it, and they skip aloud without: no reason to fail here.
     if let Err(error) = models::ensure_miri(progress) {

@@ -13,10 +13,10 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use super::Session;
-use crate::cargo;
 use crate::counts::{self, Counts, Layer};
 use crate::host::Progress;
-use crate::report;
+use crate::workspace::Workspace;
+use crate::{cargo, report};
 
 /// Lines of a failing step's output that are shown at once.
 const SHOWN: usize = 60;
@@ -54,11 +54,21 @@ impl<'s> Steps<'s> {
         &self.session.terminal
     }
 
-    /// Runs one command as a step of `layer`.
-    ///
-    /// # Errors
-    /// When it cannot be run at all because we cannot; a program that is missing counts as a failure.
-    pub fn run(&mut self, layer: &str, name: &str, command: Command, tally: Tally) -> Result<()> {
+    /// What the workspace consists of; a failed step of `layer` where cargo cannot tell.
+    pub fn workspace(&mut self, layer: &str) -> Option<Workspace> {
+        self.session.terminal.stage("asking cargo for the crates (the first time it downloads them)");
+        let workspace = Workspace::load();
+        self.session.terminal.finished();
+        self.verdict_of(layer, workspace)
+    }
+
+    /// The value; where there is none, a failed step of `layer`.
+    pub fn verdict_of<T>(&mut self, layer: &str, outcome: Result<T>) -> Option<T> {
+        outcome.map_err(|error| self.verdict(layer, Err(format!("{error:#}")))).ok()
+    }
+
+    /// Runs one command as a step of `layer`. One that cannot be started has failed.
+    pub fn run(&mut self, layer: &str, name: &str, command: Command, tally: Tally) {
         let terminal = &self.session.terminal;
         let typed = cargo::describe(&command);
         terminal.stage(&format!("{layer}: {name}"));
@@ -79,22 +89,27 @@ impl<'s> Steps<'s> {
             Tally::Step => Counts::of_step(success),
             Tally::Tests | Tally::SlowTests => Counts::of_run(&output, success),
         };
+        let ran_none = success && step.failed > 0;
+        let success = success && !ran_none;
         if success {
             terminal.finished();
         } else {
             terminal.abandon();
-            terminal.say(&format!("`{typed}` failed; the end of its output:\n{}", cargo::tail(&output, SHOWN)));
+            let how = if ran_none { "ran no test at all" } else { "failed" };
+            terminal.say(&format!("`{typed}` {how}; the end of its output:\n{}", cargo::tail(&output, SHOWN)));
         }
         let took = started.elapsed();
         let row = self.layer(layer);
         row.counts += step;
         row.took += took;
+        if tally != Tally::Step {
+            counts::ignored(&output).for_each(|why| row.skip(why));
+        }
         if !success {
             let names = counts::failed_names(&output);
             let what = if names.is_empty() { name.to_owned() } else { names.join(", ") };
             row.complaints.push(format!("{layer}: {what}; again with: {typed}"));
         }
-        Ok(())
     }
 
     /// Counts a check that is not a program: `Err` holds what is wrong.
@@ -108,10 +123,12 @@ impl<'s> Steps<'s> {
         row.complaints.extend(outcome.err().map(|complaint| format!("{layer}: {complaint}")));
     }
 
-    /// Says aloud that a layer is not run, and counts it.
+    /// Says aloud that a layer, or part of it, is not run; counts as one skipped test, so that it shows in every sum.
     pub fn skip(&mut self, layer: &str, why: &str) {
         self.session.terminal.say(&format!("SKIPPED: {layer}: {why}"));
-        self.layers.push(Layer::skipped(layer, why));
+        let row = self.layer(layer);
+        row.counts.skipped += 1;
+        row.skip(why);
     }
 
     fn layer(&mut self, name: &str) -> &mut Layer {

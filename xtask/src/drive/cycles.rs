@@ -40,8 +40,7 @@ impl Kind {
 
     /// What is run in dom0 for the domain `name`.
     pub fn script(self, name: &str) -> String {
-        // The image lies in dom0's memory: remove it whatever happens.
-        let image = format!("/tmp/{name}.save");
+        let image = image(name);
         match self {
             Kind::Migrate => format!("xl migrate -s '' {name} 'xl migrate-receive'"),
             Kind::SaveRestore => {
@@ -50,6 +49,12 @@ impl Kind {
             Kind::Checkpoint => format!("trap 'rm -f {image}' EXIT; xl save -c {name} {image}"),
         }
     }
+}
+
+/// Where a saved domain of this name lies in dom0: where there is room for it (the lab's dom0 has a file system of
+/// its own there), and where root alone can write. Whoever saves removes it again: in the lab it takes dom0's memory.
+pub fn image(name: &str) -> String {
+    format!("/var/lib/xen/{name}.save")
 }
 
 /// One suspend that went well.

@@ -20,7 +20,7 @@ use crate::host::Progress;
 /// Makes sure that `packages` are installed on this machine.
 /// # Errors
 /// Without the right to install, an error that holds the one command to run; and apt's failures.
-pub(super) fn require(packages: &[&str], progress: &dyn Progress) -> Result<()> {
+pub fn require(packages: &[&str], progress: &dyn Progress) -> Result<()> {
     let missing = missing(packages)?;
     if missing.is_empty() {
         return Ok(());
@@ -72,7 +72,9 @@ fn missing<'a>(packages: &[&'a str]) -> Result<Vec<&'a str>> {
 /// Those of `packages` that dpkg's answer, of lines "status name", does not call installed.
 fn not_installed<'a>(packages: &[&'a str], answer: &str) -> Vec<&'a str> {
     let installed: BTreeSet<&str> = answer.lines().filter_map(|line| line.strip_prefix("installed ")).collect();
-    packages.iter().copied().filter(|name| !installed.contains(name)).collect()
+    // Each once, in the order asked for, however often it was asked for.
+    let mut seen = BTreeSet::new();
+    packages.iter().copied().filter(|name| !installed.contains(name) && seen.insert(*name)).collect()
 }
 
 /// A private view of Debian 12's archive.
@@ -83,10 +85,6 @@ pub(super) struct Archive {
 impl Archive {
     /// Sets the view up in `directory` and fetches the package lists.
     pub(super) fn open(directory: &Path, progress: &dyn Progress) -> Result<Self> {
-        for part in ["lists/partial", "archives/partial"] {
-            std::fs::create_dir_all(directory.join(part))
-                .with_context(|| format!("creating {}", directory.display()))?;
-        }
         let mut ask = Command::new("apt-get");
         ask.args(["indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"]);
         let sources = sources(&command::output("listing this machine's package sources", &mut ask)?);
@@ -96,19 +94,29 @@ impl Archive {
                  from; add Debian 12 (bookworm) to /etc/apt/sources.list.d and try again"
             );
         }
+        Self::of(directory, &sources, progress)
+    }
+
+    /// The view of these sources.
+    fn of(directory: &Path, sources: &str, progress: &dyn Progress) -> Result<Self> {
+        for part in ["lists/partial", "archives/partial"] {
+            std::fs::create_dir_all(directory.join(part))
+                .with_context(|| format!("creating {}", directory.display()))?;
+        }
         let write = |name: &str, text: &str| {
             let path = directory.join(name);
             std::fs::write(&path, text).with_context(|| format!("writing {}", path.display())).map(|()| path)
         };
-        write("sources.list", &sources)?;
+        write("sources.list", sources)?;
         write("status", "")?;
-        let config = write("apt.conf", &config(directory))?;
-        let archive = Self { config };
-        let stamp = directory.join("updated");
-        if !is_fresh(&stamp) {
+        let archive = Self { config: write("apt.conf", &config(directory))? };
+        if !is_fresh(&directory.join(STAMP), sources) {
             progress.note("fetching Debian's package lists");
-            command::output("fetching Debian's package lists", archive.apt("apt-get").arg("update"))?;
-            write("updated", "")?;
+            // Without the option apt calls it a success when no list could be fetched.
+            let mut update = archive.apt("apt-get");
+            update.args(["update", "--error-on=any"]);
+            command::output("fetching Debian's package lists", &mut update)?;
+            write(STAMP, sources)?;
         }
         Ok(archive)
     }
@@ -184,11 +192,15 @@ impl Archive {
     }
 }
 
-/// Whether the lists were fetched within the last hour. Older ones may name packages that are gone.
-fn is_fresh(stamp: &Path) -> bool {
+/// The file that says from which sources the lists were fetched, and by its age when.
+const STAMP: &str = "updated";
+
+/// Whether the lists were fetched from these sources within the last hour. Older ones may name packages that are gone.
+fn is_fresh(stamp: &Path, sources: &str) -> bool {
     const HOUR: Duration = Duration::from_secs(3600);
     let modified = std::fs::metadata(stamp).and_then(|metadata| metadata.modified());
     modified.is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age < HOUR))
+        && std::fs::read_to_string(stamp).is_ok_and(|of| of == sources)
 }
 
 /// apt's settings for a view that lives in `directory` only. The keys stay the machine's.
@@ -299,11 +311,12 @@ fn unpack_source(directory: &Path, target: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::Silent;
 
     #[test]
     fn only_installed_packages_count() {
         let answer = "installed gcc\nconfig-files flex\nnot-installed bison\n";
-        assert_eq!(not_installed(&["gcc", "flex", "bison", "make"], answer), ["flex", "bison", "make"]);
+        assert_eq!(not_installed(&["gcc", "flex", "bison", "make", "flex"], answer), ["flex", "bison", "make"]);
         assert!(not_installed(&["gcc"], answer).is_empty());
     }
 
@@ -332,6 +345,22 @@ mod tests {
         );
         assert_eq!(sources.lines().filter(|line| line.starts_with("deb-src ")).count(), 3);
         assert!(super::sources("http://other/apt nodistro main\n").is_empty());
+    }
+
+    #[test]
+    #[cfg(not(miri))]
+    fn lists_count_as_fetched_only_when_they_were() {
+        let directory = std::env::temp_dir().join(format!("stasis-apt-{}", std::process::id()));
+        // Nothing listens on port 1: the mirror of a machine without network.
+        let unreachable = "deb [trusted=yes] http://127.0.0.1:1/debian bookworm main\n";
+        let error = Archive::of(&directory, unreachable, &Silent).err().expect("no list can be had");
+        assert!(format!("{error:#}").contains("fetching Debian's package lists failed"), "{error:#}");
+        assert!(!directory.join(STAMP).exists(), "the next run must try again");
+
+        assert!(Archive::of(&directory, "", &Silent).is_ok(), "no sources, no failure");
+        assert!(is_fresh(&directory.join(STAMP), ""));
+        assert!(!is_fresh(&directory.join(STAMP), unreachable), "another mirror's lists are to be fetched");
+        std::fs::remove_dir_all(directory).expect("our own directory");
     }
 
     #[test]

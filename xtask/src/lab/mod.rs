@@ -30,9 +30,10 @@ mod tail;
 mod terminal;
 mod xen;
 
+pub use apt::require;
 pub use direct::{DirectConfig, DirectEnd, direct};
 pub use peer::{Peer, peer};
-pub use prepare::{Prepared, prepare};
+pub use prepare::{Prepared, packages, prepare};
 pub use size::{Memory, memory_for};
 
 pub(crate) use link::Splitter;

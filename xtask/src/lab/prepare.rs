@@ -34,20 +34,34 @@ pub struct Prepared {
     pub agent: PathBuf,
 }
 
+/// Debian packages that [`prepare`] needs on this machine: those for building Xen only where it is still to be built,
+/// and all of them at once, so that a user without root is sent away once.
+#[must_use]
+pub fn packages(want_shadow: bool) -> Vec<&'static str> {
+    let mut packages = RUN_PACKAGES.to_vec();
+    if want_shadow && !cache::directory().join(shadow_xen()).is_dir() {
+        packages.extend(xen::BUILD_PACKAGES);
+    }
+    packages
+}
+
+/// The artefact's name.
+fn shadow_xen() -> String {
+    format!("xen-shadow-r{RECIPE}")
+}
+
 /// Installs the packages that the lab needs and fills the cache; with `want_shadow` also the rebuilt Xen.
 /// # Errors
 /// When packages cannot be installed (with the command to run), downloaded or built.
 pub fn prepare(progress: &dyn Progress, want_shadow: bool) -> Result<Prepared> {
     progress.stage("preparing the lab");
-    apt::require(&RUN_PACKAGES, progress)?;
     let cache = Cache::open(&cache::directory(), progress)?;
+    apt::require(&packages(want_shadow), progress)?;
     let base = cache.artefact(&format!("base-r{RECIPE}"), |directory| make_base(&cache, directory, progress))?;
     let agent = agent_build::agent(&cache)?;
     let xen = if want_shadow {
-        let name = format!("xen-shadow-r{RECIPE}");
-        let built = cache.artefact(&name, |directory| {
+        let built = cache.artefact(&shadow_xen(), |directory| {
             progress.stage("building Xen with shadow paging");
-            apt::require(&xen::BUILD_PACKAGES, progress)?;
             let archive = Archive::open(&cache.path("apt"), progress)?;
             let version = xen::build_shadow(&archive, directory, progress)?;
             write(&directory.join("versions"), &format!("xen (source) {version}\n"))

@@ -9,7 +9,8 @@ mount -t devtmpfs devtmpfs /dev
 # xenconsoled gives each guest's console a pty.
 mkdir -p /dev/pts
 mount -t devpts devpts /dev/pts
-# Saved domains and files from xtask: as large as dom0's memory allows.
+# Saved domains: as large as dom0's memory allows. All else, files from xtask included, is on the root file system,
+# which takes half of the memory at most.
 mount -t tmpfs -o size=95% tmpfs /var/lib/xen
 while read -r module; do
     insmod "/lab/modules/$module.ko" || echo "lab: cannot load the module $module"
