@@ -46,7 +46,8 @@ pub enum EachCpu {
     Bind,
     /// The timer is set, to fire at once. Nothing else was lost.
     SetTimer,
-    /// One look into the inbox: events of what was posted before are lost.
+    /// One look into the inbox. In a new domain events of what was posted before are lost; in the same one an IPI of
+    /// the last roll call may still lie there, and would pass for one of the next.
     ServeInbox,
     /// `RollCall::restored`. Upcalls are unmasked after it.
     JoinRollCall,
@@ -87,8 +88,11 @@ pub const RESUMED: [Row<EachCpu>; 3] = [
 ];
 
 /// Every CPU, in the domain that it was in before.
-pub const CONTINUED: [Row<EachCpu>; 2] =
-    [Row { step: EachCpu::SetTimer, needs: &[] }, Row { step: EachCpu::JoinRollCall, needs: &[EachCpu::SetTimer] }];
+pub const CONTINUED: [Row<EachCpu>; 3] = [
+    Row { step: EachCpu::SetTimer, needs: &[] },
+    Row { step: EachCpu::ServeInbox, needs: &[] },
+    Row { step: EachCpu::JoinRollCall, needs: &[EachCpu::SetTimer, EachCpu::ServeInbox] },
+];
 
 #[cfg(all(test, not(loom)))]
 mod tests {

@@ -97,7 +97,9 @@ impl RollCall {
         }
     }
 
-    /// Begins the next round, whether or not the last one was complete. Context: vCPU 0, before it releases the others.
+    /// Begins the next round, whether or not the last one was complete: an IPI of it that still lies in an inbox is
+    /// taken out before its CPU [comes](RollCall::restored), and counts for nothing. Context: vCPU 0, before it releases
+    /// the others.
     pub fn begin(&self, _others: &Quiesced) {
         // ORDERING: Relaxed, all of it: nobody else runs, and the release of the others passes it on.
         for (_, slot) in self.slots.iter() {
@@ -110,7 +112,7 @@ impl RollCall {
     /// `me`, which is this CPU, can take IPIs and timer events. Sends with `send` to a CPU that can too.
     ///
     /// Context: once a round, upcalls masked, after it has published its IPI port *and then* looked once into its
-    /// inbox: what `send` posts must come as an event.
+    /// inbox: what is sent to it from now on must come as an event, and nothing of the last round may come after this.
     pub fn restored(&self, me: CpuId, send: impl FnOnce(CpuId)) {
         // ORDERING: Relaxed, our own slot.
         self.slots.on(me).shown.store(Slot::CAME, Relaxed);
@@ -119,8 +121,7 @@ impl RollCall {
         let line = loop {
             let line = Line::decode(seen).joined_by(me);
             // ORDERING: AcqRel. Release, pairs with the acquire half of the next one to come: it sees our port.
-            //   Acquire: we see
-            //   the port of the one before us. A failed exchange is a guess.
+            //   Acquire: we see the port of the one before us. A failed exchange is a guess.
             match self.line.compare_exchange_weak(seen, line.encode(), AcqRel, Relaxed) {
                 Ok(_) => break line,
                 Err(now) => seen = now,
@@ -143,8 +144,7 @@ impl RollCall {
     /// [`Mail`](crate::Mail) has it. Context: upcall.
     pub fn took_ipi(&self, me: CpuId, now_ns: impl FnOnce() -> u64, send: impl FnOnce(CpuId)) -> Progress {
         // ORDERING: Relaxed: the post that brought us here passes on what its sender did before. If that was the last
-        //   to come, we
-        //   see a full line, and its port.
+        //   to come, we see a full line, and its port.
         let line = Line::decode(self.line.load(Relaxed));
         let all_came = usize::try_from(line.come) == Ok(self.slots.nr());
         if all_came && line.before == me && line.last != me && self.lacks_ipi(me) {
@@ -206,11 +206,16 @@ impl fmt::Debug for RollCall {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use std::cell::RefCell;
+    use std::cell::{Cell, RefCell};
     use std::collections::VecDeque;
 
+    use percpu::{Masked, hosted};
+
     use super::*;
-    use crate::tests::quiesced;
+    use crate::order::EachCpu;
+    use crate::suspend::{CpuSteps, restore_cpu};
+    use crate::tests::{Noted, kernel, quiesced};
+    use crate::{Kind, Mail, Outcome};
 
     fn cpu(n: usize) -> CpuId {
         CpuId::new(n).expect("tests use small numbers")
@@ -287,6 +292,79 @@ mod tests {
         check(&roll_call, &[0, 2, 1]);
         quiesced(|others| roll_call.begin(others));
         check(&roll_call, &[1, 2, 0]);
+    }
+
+    /// CPUs whose events come when the test says so.
+    struct World {
+        roll_call: RollCall,
+        mail: Mail<Noted>,
+        completed: Cell<usize>,
+    }
+
+    impl World {
+        fn count(&self, progress: Progress) {
+            self.completed.set(self.completed.get() + usize::from(progress == Progress::Complete));
+        }
+
+        fn post(&self, to: CpuId) {
+            self.mail.post(to, Kind::Alive);
+        }
+
+        fn serve(&self, masked: &Masked) {
+            let me = percpu::current();
+            self.mail.serve(masked);
+            let kinds = std::mem::take(&mut *self.mail.delivery().kinds.lock().expect("no test panics in there"));
+            if kinds.iter().any(|kinds| kinds.contains(Kind::Alive)) {
+                self.count(self.roll_call.took_ipi(me, || 1, |to| self.post(to)));
+            }
+        }
+
+        /// Released with `outcome`, then whatever upcall is due.
+        fn come_back(&self, n: usize, outcome: Outcome) {
+            let _on = hosted::enter(cpu(n));
+            assert_eq!(restore_cpu(self, outcome, &hosted::masked()), Ok(()));
+            self.count(self.roll_call.took_timer(cpu(n), || 1));
+            self.serve(&hosted::masked());
+        }
+
+        fn upcall(&self, n: usize) {
+            let _on = hosted::enter(cpu(n));
+            self.serve(&hosted::masked());
+        }
+    }
+
+    impl CpuSteps for World {
+        type Error = ();
+
+        fn each_cpu(&self, step: EachCpu, masked: &Masked) -> Result<(), ()> {
+            match step {
+                EachCpu::Bind | EachCpu::SetTimer => {}
+                EachCpu::ServeInbox => self.serve(masked),
+                EachCpu::JoinRollCall => self.roll_call.restored(percpu::current(), |to| self.post(to)),
+            }
+            Ok(())
+        }
+    }
+
+    /// The answer to the last one of a round lies in its inbox while it is parked for the next suspend. Taken for the
+    /// next round's proof, it would leave that round's last one without an answer.
+    #[test]
+    fn mail_of_the_last_round_is_no_proof_in_the_next() {
+        for outcome in [Outcome::Continued, Outcome::Resumed] {
+            let (mail, on) = kernel(2);
+            drop(on);
+            let world = World { roll_call: RollCall::new(2), mail, completed: Cell::new(0) };
+            world.come_back(0, Outcome::Resumed);
+            world.come_back(1, Outcome::Resumed);
+            world.upcall(0);
+            assert_eq!(world.completed.get(), 0, "CPU 1 has not seen its answer");
+            quiesced(|others| world.roll_call.begin(others));
+            world.come_back(1, outcome);
+            world.come_back(0, outcome);
+            [1, 0].into_iter().for_each(|n| world.upcall(n));
+            assert!(world.roll_call.is_complete(), "missing: {}", world.roll_call.missing_racy());
+            assert_eq!(world.completed.get(), 1);
+        }
     }
 
     #[test]
