@@ -2,7 +2,7 @@
 //!
 //! | call | why here |
 //! |---|---|
-//! | `VCPUOP_register_vcpu_info` | only on a vcpu that is down, or by itself; and from vcpu 32 on there is nothing to be initialised with before |
+//! | `VCPUOP_register_vcpu_info` | only on a vcpu that is down, or by itself; needed by the next from vcpu 32 on |
 //! | `VCPUOP_initialise` | needs the former, takes the context |
 //! | (the rendezvous begins to wait for it) | from the next call on it may run |
 //! | `VCPUOP_up` | it starts at once, in parallel with us |
@@ -245,7 +245,7 @@ mod tests {
         let last = CpuId::new(CpuId::MAX - 1).expect("below MAX");
         assert_eq!(start_on(&fake, &rendezvous, last), Ok(()));
         assert!(fake.calls.borrow().iter().copied().eq(ORDER.map(|operation| (operation, last))));
-        assert_eq!(rendezvous.followers().iter().collect::<Vec<_>>(), [last]);
+        assert_eq!(rendezvous.waited_for().map(|(cpu, _)| cpu).collect::<Vec<_>>(), [last]);
     }
 
     #[test]
@@ -257,7 +257,7 @@ mod tests {
             let error = start_on(&fake, &rendezvous, cpu).expect_err("it is refused");
             assert_eq!(error, StartError { operation: refused, cpu, errno: Errno::EINVAL });
             assert_eq!(fake.calls.borrow().len(), n + 1);
-            assert!(rendezvous.followers().is_empty());
+            assert_eq!(rendezvous.waited_for().count(), 0);
         }
     }
 

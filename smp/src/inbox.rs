@@ -8,8 +8,9 @@
 //! | bits of the word | meaning | owner of the data |
 //! |---|---|---|
 //! | all 0 | empty: the next poster sends the port | |
-//! | 0..=3 | a set of [`Kind`]s | |
-//! | the others | address of the node posted last, or 0 | the inbox: from `post_node` until the list is taken; then the taker |
+//! | 0..=2 | a set of [`Kind`]s | |
+//! | 3 | 0 | |
+//! | the others | address of the node posted last, or 0 | the inbox, until the list is taken; then the taker |
 //!
 //! Who writes: posters on any CPU, in any context (lock-free: a failed exchange means that another poster's
 //! succeeded). The owner takes with one swap (wait-free). Suspend: *kept*. Work posted before it is still there
@@ -40,8 +41,6 @@ pub enum Kind {
     Rendezvous = 2,
     /// Proof that you can be reached (`roll_call`).
     Alive = 4,
-    /// Stop for good: somebody has panicked.
-    Stop = 8,
 }
 
 /// A set of [`Kind`]s.
@@ -49,8 +48,8 @@ pub enum Kind {
 pub struct Kinds(usize);
 
 impl Kinds {
-    const ALL: [Kind; 4] = [Kind::Reschedule, Kind::Rendezvous, Kind::Alive, Kind::Stop];
-    const BITS: usize = 0xf;
+    const ALL: [Kind; 3] = [Kind::Reschedule, Kind::Rendezvous, Kind::Alive];
+    const BITS: usize = 0x7;
 
     /// Whether `kind` is in the set.
     pub const fn contains(self, kind: Kind) -> bool {
@@ -237,9 +236,9 @@ mod tests {
         let (inbox, masked) = (Inbox::new(), hosted::masked());
         assert_eq!(inbox.post(Kind::Alive), Posted::First);
         assert_eq!(inbox.post(Kind::Alive), Posted::Joined);
-        assert_eq!(inbox.post(Kind::Stop), Posted::Joined);
+        assert_eq!(inbox.post(Kind::Rendezvous), Posted::Joined);
         let taken = inbox.take(&masked);
-        assert_eq!(taken.kinds, [Kind::Stop, Kind::Alive].into_iter().collect());
+        assert_eq!(taken.kinds, [Kind::Rendezvous, Kind::Alive].into_iter().collect());
         assert!(taken.calls.is_empty());
         assert!(inbox.take(&masked).kinds.is_empty());
         assert_eq!(inbox.post(Kind::Reschedule), Posted::First);
@@ -247,8 +246,8 @@ mod tests {
 
     #[test]
     fn kinds_print_by_name() {
-        let kinds: Kinds = [Kind::Stop, Kind::Reschedule].into_iter().collect();
-        assert_eq!(format!("{kinds:?}"), "{Reschedule, Stop}");
+        let kinds: Kinds = [Kind::Alive, Kind::Reschedule].into_iter().collect();
+        assert_eq!(format!("{kinds:?}"), "{Reschedule, Alive}");
         assert!(!kinds.contains(Kind::Rendezvous));
     }
 }

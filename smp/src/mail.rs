@@ -39,11 +39,6 @@ impl<D: Delivery> Mail<D> {
         &self.delivery
     }
 
-    /// How many CPUs have an inbox.
-    pub fn nr(&self) -> usize {
-        self.inboxes.nr()
-    }
-
     /// Asks `cpu` for `kind`. This CPU may be asked too.
     pub fn post(&self, cpu: CpuId, kind: Kind) {
         let posted = self.inboxes.on(cpu).post(kind);
@@ -169,12 +164,15 @@ mod tests {
         assert_eq!(rings(&mail), [2, 0]);
         let _two = hosted::enter(cpu(2));
         mail.serve(&hosted::masked());
-        mail.post(cpu(2), Kind::Stop);
+        mail.post(cpu(2), Kind::Rendezvous);
         mail.post(cpu(0), Kind::Alive);
         assert_eq!(rings(&mail), [2]);
         mail.serve(&hosted::masked());
         let kinds = mail.delivery().kinds.lock().expect("no test panics in there").clone();
-        assert_eq!(kinds, [[Kind::Reschedule, Kind::Alive].into_iter().collect(), Kinds::from_iter([Kind::Stop])]);
+        assert_eq!(
+            kinds,
+            [[Kind::Reschedule, Kind::Alive].into_iter().collect(), Kinds::from_iter([Kind::Rendezvous])]
+        );
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub trait Clock {
 pub struct Patience(pub u32);
 
 impl Patience {
-    /// A few microseconds of `PAUSE`: about what an IPI takes between two running vcpus.
+    /// Meant to be about what an IPI takes between two running vcpus. The number is a guess that was never measured.
     pub const SHORT: Patience = Patience(64);
 }
 

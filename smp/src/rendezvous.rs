@@ -88,12 +88,6 @@ impl Rendezvous {
         self.acks.on(cpu).store(Ack::Offline, Relaxed);
     }
 
-    /// The CPUs that a rendezvous waits for; vCPU 0 is not among them. Exact on vCPU 0, elsewhere perhaps stale.
-    pub fn followers(&self) -> CpuSet {
-        // ORDERING: Relaxed: whether it is `Offline` is written by vCPU 0.
-        self.acks.iter().filter(|(_, ack)| ack.load(Relaxed) != Ack::Offline).map(|(cpu, _)| cpu).collect()
-    }
-
     /// Gathers all other vCPUs, does `work` while they are stopped, and releases them with the outcome that it returns.
     ///
     /// Context: vCPU 0, in a task. The other vCPUs' tasks that wait for a call on this one are served. `work` must take
@@ -189,7 +183,8 @@ impl Rendezvous {
         Ok(())
     }
 
-    fn waited_for(&self) -> impl Iterator<Item = (CpuId, &AtomicAck)> {
+    /// The CPUs that a rendezvous waits for; vCPU 0 is not among them. Context: vCPU 0.
+    pub(crate) fn waited_for(&self) -> impl Iterator<Item = (CpuId, &AtomicAck)> {
         // ORDERING: Relaxed: whether it is `Offline` is written by vCPU 0, which is us.
         self.acks.iter().filter(|(_, ack)| ack.load(Relaxed) != Ack::Offline)
     }
@@ -207,11 +202,15 @@ impl Rendezvous {
     /// Context: any CPU but vCPU 0, in its executor, upcalls masked by the caller. After an outcome of `Resumed` the
     /// caller restores this CPU before it drops the result, and drops it before it unmasks upcalls. Without a
     /// rendezvous, or with one that was cancelled before this CPU came, it returns `Cancelled` at once.
+    ///
+    /// # Panics
+    /// On vCPU 0, which would wait for itself.
     pub fn park<'a, D, R>(&'a self, masked: &'a Masked, relax: &R, mail: &Mail<D>) -> Parked<'a>
     where
         D: Delivery,
         R: Relax + ?Sized,
     {
+        assert_ne!(current(), CpuId::BOOT, "vCPU 0 leads and does not park");
         let ack = self.acks.mine();
         let mut said = Ack::Out;
         let mut backoff = Backoff::new(relax, self.patience);
@@ -412,6 +411,13 @@ mod tests {
         let (mail, _on) = kernel(2);
         let _one = hosted::enter(cpu(1));
         let _ = admitted(2).run(&hosted::masked(), &lead(&mail, &Alone, 1), |_, _| (Outcome::Continued, ()));
+    }
+
+    #[test]
+    #[should_panic(expected = "vCPU 0 leads and does not park")]
+    fn vcpu_0_does_not_park() {
+        let (mail, _on) = kernel(2);
+        let _ = admitted(2).park(&hosted::masked(), &Alone, &mail);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //!
 //! | scope | steps | when |
 //! |---|---|---|
-//! | once, on vCPU 0, all others stopped | [`PREPARE`] | before the hypercall; undone in reverse if it did not lead to a new domain |
+//! | once, on vCPU 0, all others stopped | [`PREPARE`] | before the hypercall; undone in reverse without a new domain |
 //! | once, on vCPU 0, all others stopped | [`TAKE_OVER`] | in a new domain |
 //! | every CPU, for itself, in parallel | [`RESUMED`], [`CONTINUED`] | after the release |
 //!
@@ -50,8 +50,8 @@ pub trait Steps {
     /// The kernel's; [`Steps::lost`] follows.
     fn take_over(&mut self, step: TakeOver, others: &Quiesced, masked: &Masked) -> Result<(), Self::Error>;
 
-    /// A new domain that cannot be lived in: says why, and ends it. All others stay parked for ever: released, they would
-    /// fail on what is missing, and their complaint could come before the reason.
+    /// A new domain that cannot be lived in: says why, and ends it. All others stay parked for ever: released, they
+    /// would fail on what is missing, and their complaint could come before the reason.
     fn lost(&mut self, failed: Failed<TakeOver, Self::Error>, others: &Quiesced, masked: &Masked) -> !;
 
     /// `RollCall::begin`: the last thing before the release, unless nothing was suspended.

@@ -99,9 +99,9 @@ fn merged_posts_pass_on_both_pasts() {
                 let _joined = inbox.0.post(kind);
             }
         };
-        let posters = [thread::spawn(give(0, Kind::Alive)), thread::spawn(give(1, Kind::Stop))];
+        let posters = [thread::spawn(give(0, Kind::Alive)), thread::spawn(give(1, Kind::Rendezvous))];
         let masked = hosted::masked();
-        let mut left = vec![(Kind::Alive, 0), (Kind::Stop, 1)];
+        let mut left = vec![(Kind::Alive, 0), (Kind::Rendezvous, 1)];
         while !left.is_empty() {
             let kinds = inbox.0.take(&masked).kinds;
             left.retain(|(kind, n)| {

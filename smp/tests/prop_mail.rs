@@ -30,7 +30,7 @@ enum Step {
 }
 
 fn kind() -> impl Strategy<Value = Kind> {
-    prop_oneof![Just(Kind::Reschedule), Just(Kind::Rendezvous), Just(Kind::Alive), Just(Kind::Stop)]
+    prop_oneof![Just(Kind::Reschedule), Just(Kind::Rendezvous), Just(Kind::Alive)]
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
