@@ -48,6 +48,13 @@ impl Invocation {
         !self.skip_lab && !self.arguments.list
     }
 
+    /// Fails, whatever the filter: a run in which nothing could be tried must not look like one with nothing to try.
+    pub fn fail(mut self, name: &str, error: anyhow::Error) -> ! {
+        let all = Arguments::from_iter([String::new()]);
+        self.arguments = Arguments { format: self.arguments.format, logfile: self.arguments.logfile, ..all };
+        self.conclude(vec![Trial::test(name, move || verdict(Err(error)))])
+    }
+
     /// Runs the trials and ends the program; where the lab is left out, all are ignored, aloud.
     pub fn conclude(self, trials: Vec<Trial>) -> ! {
         let trials = if self.skip_lab {
