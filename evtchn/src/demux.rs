@@ -20,8 +20,8 @@ pub enum Upcall {
     Spurious,
     /// This CPU has bound nothing in this life of the domain, so nothing can be for it. Its flags were cleared.
     NotReady,
-    /// No `shared_info` is mapped: this vcpu was struck between restore and resume. Its flags were left alone; they are
-    /// not the ones that Xen looks at now.
+    /// No `shared_info` is attached, and nothing was touched. Does not happen while the contract of
+    /// [`Events::attach`] is kept: a parked CPU that is struck between restore and resume does not come here.
     Detached,
 }
 

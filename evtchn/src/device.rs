@@ -10,7 +10,7 @@ use crate::error::DeviceError;
 use crate::events::Events;
 use crate::hypervisor::Hypervisor;
 use crate::port::{Port, PortNr};
-use crate::port_table::{Action, Taken};
+use crate::port_table::{Action, Occupied};
 
 impl<H: Hypervisor> Events<H> {
     /// Binds port `nr` to `action` on `cpu` and unmasks it. An event that came before makes the action run at once;
@@ -18,6 +18,7 @@ impl<H: Hypervisor> Events<H> {
     ///
     /// # Errors
     /// As [`DeviceError`] says, with nothing bound.
+    ///
     /// # Panics
     /// If the domain has no such CPU.
     pub fn bind_device(&self, nr: PortNr, cpu: CpuId, action: &'static Action) -> Result<Port, DeviceError> {
@@ -25,18 +26,21 @@ impl<H: Hypervisor> Events<H> {
             return Err(DeviceError::CpuNotReady { nr, cpu });
         }
         let target = self.cpus.on(cpu);
-        if target.table.intent_of(nr).is_some() {
+        // vCPU 0 has the global virqs, which Xen would move; what other CPUs have it refuses below. A table that is not
+        // ready holds numbers of an earlier life.
+        let has_intent = |of| self.is_ready(of) && self.cpus.on(of).table.intent_of(nr).is_some();
+        if has_intent(cpu) || has_intent(CpuId::BOOT) {
             return Err(DeviceError::PortTaken { nr });
         }
         let port = Port { nr, incarnation: self.incarnation() };
         match self.devices.bind(port, cpu, action) {
             None => return Err(DeviceError::NoSuchPort { nr }),
-            Some(Err(Taken::Slot)) => return Err(DeviceError::PortTaken { nr }),
-            Some(Err(Taken::Action(has))) => return Err(DeviceError::ActionTaken { nr, has }),
+            Some(Err(Occupied::Slot)) => return Err(DeviceError::PortTaken { nr }),
+            Some(Err(Occupied::Action(has))) => return Err(DeviceError::ActionTaken { nr, has }),
             Some(Ok(())) => {}
         }
-        // Xen refuses what cannot be moved: other CPUs' virqs and ipis, ports that do not exist. So nothing of theirs has
-        // been touched before.
+        // Xen refuses what cannot be moved: other CPUs' virqs and ipis, ports that do not exist. So nothing of theirs
+        // has been touched before.
         if let Err(errno) = self.xen.bind_vcpu(nr, cpu) {
             self.devices.unbind(nr);
             return Err(DeviceError::Route { nr, cpu, errno });
@@ -65,10 +69,5 @@ impl<H: Hypervisor> Events<H> {
         self.cpus.on(cpu).own.remove(port.nr);
         self.devices.unbind(port.nr);
         Ok(port.nr)
-    }
-
-    /// The action of port `nr`, if it is a device's. For dumps; what it says may be over by the time that it is read.
-    pub fn device_of_racy(&self, nr: PortNr) -> Option<&'static Action> {
-        self.devices.lookup(nr)
     }
 }

@@ -57,7 +57,7 @@ impl fmt::Display for BindError {
 
 impl core::error::Error for BindError {}
 
-/// A device port could not be bound or unbound. Nothing has changed then.
+/// A device port could not be bound or unbound. Nothing is bound or unbound then.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DeviceError {
     /// The port lies beyond the ABI.
@@ -65,7 +65,7 @@ pub enum DeviceError {
         /// Which.
         nr: PortNr,
     },
-    /// Another action, or an intent of that CPU, has the port.
+    /// Another action, or an intent of that CPU or of vCPU 0, has the port.
     PortTaken {
         /// Which.
         nr: PortNr,
@@ -95,7 +95,7 @@ pub enum DeviceError {
         /// Xen's reason.
         errno: Errno,
     },
-    /// `EVTCHNOP_unmask` failed.
+    /// `EVTCHNOP_unmask` failed. The port stays masked, and with the CPU that it was to be bound to.
     Unmask {
         /// Which.
         nr: PortNr,

@@ -1,7 +1,7 @@
 //! [`Events`]: the domain's event channels, and when they begin and end. One for the whole kernel, made at boot.
 //!
-//! Each of its operations has a file: `demux` (the upcall), `rebind` (a CPU's intents), `device` (device ports), `send`,
-//! `dump`.
+//! Each of its operations has a file: `demux` (the upcall), `rebind` (a CPU's intents), `device` (device ports),
+//! `send`, `dump`.
 //!
 //! | field | written by | when | suspend |
 //! |---|---|---|---|

@@ -58,14 +58,15 @@ impl Default for Handlers {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::hosted::GLOBAL;
 
     #[test]
     fn intents_are_what_has_a_handler() {
         fn nothing(_: &Masked) {}
-        let handlers = Handlers::new().virq(Virq::TIMER, nothing).virq(Virq::CONSOLE, nothing).ipi(Ipi::Call, nothing);
+        let handlers = Handlers::new().virq(Virq::TIMER, nothing).virq(GLOBAL, nothing).ipi(Ipi::Call, nothing);
         let intents = |cpu| handlers.intents(CpuId::new(cpu).expect("below CpuId::MAX")).collect::<Vec<_>>();
-        let (timer, console) = (Intent::Virq(Virq::TIMER), Intent::Virq(Virq::CONSOLE));
-        assert_eq!(intents(0), [timer, console, Intent::Ipi(Ipi::Call)]);
+        let (timer, global) = (Intent::Virq(Virq::TIMER), Intent::Virq(GLOBAL));
+        assert_eq!(intents(0), [timer, global, Intent::Ipi(Ipi::Call)]);
         assert_eq!(intents(1), [timer, Intent::Ipi(Ipi::Call)]);
         assert_eq!(Handlers::default().intents(CpuId::BOOT).count(), 0);
     }

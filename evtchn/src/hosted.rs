@@ -11,13 +11,13 @@ use core::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use percpu::{CpuId, Masked, Quiesced};
-use xen_sys::abi::xen::{SharedInfo, VcpuInfo};
+use xen_sys::abi::xen::{SharedInfo, VIRQ_CONSOLE, VcpuInfo};
 use xen_sys::errno::Errno;
 use xen_sys::primitive::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
 use xen_sys::primitive::sync::atomic::fence;
 
 use crate::two_level;
-use crate::{AbiKind, Answers, BindError, Binds, Events, Handlers, Hypervisor, PortNr, Ports, Virq};
+use crate::{AbiKind, Action, Answers, BindError, Binds, Events, Handlers, Hypervisor, PortNr, Ports, Virq};
 
 /// What a port is, in Xen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,6 +54,9 @@ pub struct Domain {
 /// A handle on the fake, as `Events` wants one.
 #[derive(Clone)]
 pub struct Fake(pub Arc<Domain>);
+
+/// A virq that the domain has once.
+pub const GLOBAL: Virq = Virq::known(VIRQ_CONSOLE);
 
 /// CPU `n`.
 ///
@@ -210,12 +213,11 @@ impl Hypervisor for Fake {
 
     fn bind_vcpu(&self, port: PortNr, cpu: CpuId) -> Result<(), Errno> {
         match self.channels().get_mut(port.index()) {
-            Some(Channel::Device(at)) => {
-                *at = cpu;
-                Ok(())
-            }
-            _ => Err(Errno::EINVAL),
+            Some(Channel::Device(at)) => *at = cpu,
+            Some(Channel::Virq(virq, at)) if !virq.is_per_vcpu() => *at = cpu,
+            _ => return Err(Errno::EINVAL),
         }
+        Ok(())
     }
 
     fn close(&self, port: PortNr) -> Result<(), Errno> {
@@ -302,6 +304,11 @@ pub fn boot(xen: &Fake, handlers: Handlers) -> Events<Fake> {
 pub fn attach(events: &Events<Fake>, xen: &Fake, ports: Ports) {
     // SAFETY: `events` holds a handle on the page's owner.
     unsafe { events.attach(&quiesced(), NonNull::from(&xen.0.shared), ports) };
+}
+
+/// The action of port `nr`, if it is a device's.
+pub fn device_of_racy(events: &Events<Fake>, nr: PortNr) -> Option<&'static Action> {
+    events.devices.lookup(nr)
 }
 
 /// Binds the intents of the CPU that the thread plays.

@@ -1,7 +1,7 @@
 //! [`Hypervisor`]: what this crate asks of Xen, and no more. [`Xen`] asks the real one, tests bring their own.
 //!
-//! Binding a CPU's intents goes through a batch instead ([`Binds`], [`Answers`]), so that everything that a vcpu needs in a resume
-//! is one hypercall.
+//! Binding a CPU's intents goes through a batch instead ([`Binds`], [`Answers`]), so that everything that a vcpu needs
+//! in a resume is one hypercall.
 #![forbid(unsafe_code)]
 
 use percpu::CpuId;

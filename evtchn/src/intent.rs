@@ -20,10 +20,8 @@ impl Virq {
     pub const TIMER: Virq = Virq::known(xen::VIRQ_TIMER);
     /// Somebody asks the guest to show its state.
     pub const DEBUG: Virq = Virq::known(xen::VIRQ_DEBUG);
-    /// Input for Xen's own console, for the initial domain.
-    pub const CONSOLE: Virq = Virq::known(xen::VIRQ_CONSOLE);
 
-    const fn known(nr: u32) -> Virq {
+    pub(crate) const fn known(nr: u32) -> Virq {
         match Virq::new(nr) {
             Some(virq) => virq,
             None => panic!("VIRQ_* is below NR_VIRQS"),
@@ -52,7 +50,6 @@ impl fmt::Display for Virq {
         match self.nr() {
             xen::VIRQ_TIMER => f.write_str("timer"),
             xen::VIRQ_DEBUG => f.write_str("debug"),
-            xen::VIRQ_CONSOLE => f.write_str("console"),
             nr => write!(f, "virq{nr}"),
         }
     }
@@ -144,6 +141,7 @@ impl fmt::Display for Intent {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::hosted::GLOBAL;
 
     #[test]
     fn index_goes_there_and_back() {
@@ -160,8 +158,8 @@ mod tests {
         let one = CpuId::new(1).expect("1 is below CpuId::MAX");
         assert!(Intent::Virq(Virq::TIMER).fits(one));
         assert!(Intent::Virq(Virq::DEBUG).fits(one));
-        assert!(!Intent::Virq(Virq::CONSOLE).fits(one));
-        assert!(Intent::Virq(Virq::CONSOLE).fits(CpuId::BOOT));
+        assert!(!Intent::Virq(GLOBAL).fits(one));
+        assert!(Intent::Virq(GLOBAL).fits(CpuId::BOOT));
         assert!(Intent::Ipi(Ipi::Call).fits(one));
     }
 }

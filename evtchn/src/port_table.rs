@@ -51,9 +51,13 @@ impl Action {
 
     /// The port that it is bound to; `None` also after a restore, until it is bound again, and in a handler that was
     /// overtaken by an unbind on another CPU.
+    ///
+    /// Context: any, on any CPU. It is there to be handed to [`Events::send`](crate::Events::send). Who gets `None` has
+    /// told the peer nothing; so whoever binds the action looks afterwards for what was left untold, in an order with
+    /// the others that a lock or the like gives it: this word gives none.
     pub fn port(&self) -> Option<Port> {
-        // ORDERING: Relaxed. In a handler the slot's Acquire has shown it; elsewhere it may be stale, and a send on a port
-        // of an earlier life does nothing.
+        // ORDERING: Relaxed. In a handler the slot's Acquire has shown it; elsewhere it may be stale, and a send on a
+        // port of an earlier life does nothing.
         self.port.load(Ordering::Relaxed)
     }
 
@@ -85,7 +89,7 @@ struct PortSlot {
 
 /// Why an action did not get into its slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Taken {
+pub(crate) enum Occupied {
     /// The slot has another action.
     Slot,
     /// The action has this port.
@@ -105,10 +109,10 @@ impl PortTable {
     }
 
     /// Puts `action`, to run on `cpu`, into the slot of `port`. `None` if there is no such slot.
-    pub(crate) fn bind(&self, port: Port, cpu: CpuId, action: &'static Action) -> Option<Result<(), Taken>> {
+    pub(crate) fn bind(&self, port: Port, cpu: CpuId, action: &'static Action) -> Option<Result<(), Occupied>> {
         let slot = self.slots.get(port.nr.index())?;
         if let Err(has) = action.port.claim(port) {
-            return Some(Err(Taken::Action(has)));
+            return Some(Err(Occupied::Action(has)));
         }
         // ORDERING: Relaxed, carried by the slot.
         action.cpu.store(cpu.vcpu(), Ordering::Relaxed);
@@ -119,7 +123,7 @@ impl PortTable {
         Some(stored.map(|_| ()).map_err(|_| {
             // ORDERING: Relaxed, it was nobody else's in between.
             action.port.store(None, Ordering::Relaxed);
-            Taken::Slot
+            Occupied::Slot
         }))
     }
 

@@ -26,18 +26,6 @@ pub struct Plan<T> {
     wanted: ArrayVec<(Intent, T), { Intent::COUNT }>,
 }
 
-impl<T> Plan<T> {
-    /// How many requests it put into the batch.
-    pub fn len(&self) -> usize {
-        self.wanted.len()
-    }
-
-    /// Whether this CPU wants nothing.
-    pub fn is_empty(&self) -> bool {
-        self.wanted.is_empty()
-    }
-}
-
 impl<H: Hypervisor> Events<H> {
     /// Forgets this CPU's ports and asks `batch` to bind all of its intents.
     ///
@@ -62,8 +50,8 @@ impl<H: Hypervisor> Events<H> {
         Ok(Plan { cpu, incarnation: self.incarnation(), wanted })
     }
 
-    /// Takes the ports that were bound for `plan` out of `answers`, makes them known and unmasks them. `flags` is this CPU's
-    /// registered `vcpu_info`.
+    /// Takes the ports that were bound for `plan` out of `answers`, makes them known and unmasks them. `flags` is this
+    /// CPU's registered `vcpu_info`.
     ///
     /// From then on ipis reach this CPU. Work that was posted to it earlier was not announced, so it must now look at
     /// its inbox once: see [`Events::send_ipi`] for why nothing is left there.

@@ -1,7 +1,9 @@
-//! Sending: to a peer through a device port, and to another CPU of ours. Context: any, on any CPU. Wait-free up to the
-//! one hypercall.
+//! Sending: to a peer through a device port, and to another CPU of ours. Context: any, on any CPU: tasks, upcalls, a
+//! CPU that dies. No lock, and wait-free up to the one hypercall.
 //!
-//! A send cannot straddle a suspend: it does not await, so its CPU parks either before it or after it.
+//! A send cannot straddle a suspend: it does not await, so its CPU parks either before it or after it. Only between the
+//! suspend and the attach of the new life, when vCPU 0 alone runs, is a number of the old life not known as such: what
+//! is sent then reaches nobody, or a peer that looks and finds nothing.
 #![forbid(unsafe_code)]
 
 use percpu::CpuId;
@@ -13,8 +15,9 @@ use crate::intent::{Intent, Ipi};
 use crate::port::{Port, PortNr};
 
 impl<H: Hypervisor> Events<H> {
-    /// Tells the peer of `port`. A port of an earlier life of the domain is left alone: its number may be another
-    /// port's by now.
+    /// Tells the peer of `port`, most often [`Action::port`](crate::Action::port). A port of an earlier life of the
+    /// domain is left alone: its number may be another port's by now. Nothing is waited for, and the outcome may be
+    /// ignored where the owner tells the peer again after a restore.
     pub fn send(&self, port: Port) -> SendOutcome {
         if port.incarnation != self.incarnation() {
             self.cpus.mine().counters.stale_sends.bump();

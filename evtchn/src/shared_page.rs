@@ -7,7 +7,8 @@
 //! - SP1: the pointer is null, or a `shared_info` is mapped there.
 //! - SP2: it is unmapped only after [`SharedPage::detach`], under [`Quiesced`]: no other CPU is in this crate then
 //!   (a parked CPU's upcall does not come here), and this one is not, since the borrow that [`SharedPage::get`] lends
-//!   stays inside functions of this crate, none of which is given a `Quiesced` while it holds one.
+//!   stays inside functions of this crate, and none of them detaches, or calls what could, while it holds one: handlers
+//!   run in an upcall, and `detach` is not for upcalls.
 
 use core::ptr::{self, NonNull};
 

@@ -68,8 +68,8 @@ impl CpuTable {
 
     /// The life for which this CPU has bound its intents.
     pub(crate) fn ready(&self) -> Incarnation {
-        // ORDERING: Acquire, pairs with the Release in `set_ready`: who sees this CPU ready finds the map of this life in
-        // it, and adds a device port to its set after that was emptied.
+        // ORDERING: Acquire, pairs with the Release in `set_ready`: who sees this CPU ready finds the map of this life
+        // in it, and adds a device port to its set after that was emptied.
         // Weakening fails in evtchn/tests/loom_bind.rs.
         Incarnation::new(self.ready.load(Ordering::Acquire))
     }
@@ -84,9 +84,9 @@ impl CpuTable {
     /// Enters that `intent` has `port`, whose number is below the capacity.
     pub(crate) fn publish(&self, _masked: &Masked, intent: Intent, port: Port) {
         if let Some(entry) = self.map.get(port.nr.index()) {
-            entry.store(Some(intent));
             // ORDERING: Relaxed, see `port_of_racy`.
             self.ports[intent.index()].store(Some(port), Ordering::Relaxed);
+            entry.store(Some(intent));
         }
     }
 

@@ -166,9 +166,9 @@ impl<'a> TwoLevel<'a> {
         let Some(at) = Place::of(nr) else { return };
         // ORDERING: Relaxed, ordered by the fence.
         self.shared.evtchn_mask[at.word].fetch_and(!at.bit, Ordering::Relaxed);
-        // ORDERING: SeqCst, "publish mine, then look at yours": we clear MASKED, then look at PENDING; Xen sets PENDING,
-        // then looks at MASKED. One of us sees the other's bit, so the event is raised by one of us, or by both,
-        // which is harmless. On x86 each side's locked operation is the fence already.
+        // ORDERING: SeqCst, "publish mine, then look at yours": we clear MASKED, then look at PENDING; Xen sets
+        // PENDING, then looks at MASKED. One of us sees the other's bit, so the event is raised by one of us, or by
+        // both, which is harmless. On x86 each side's locked operation is the fence already.
         // Weakening fails in evtchn/tests/loom_upcall.rs.
         fence(Ordering::SeqCst);
         // ORDERING: Relaxed, ordered by the fence.
@@ -249,8 +249,8 @@ impl<'a> TwoLevel<'a> {
                 // Every port from here down has had its turn in this pass.
                 left &= !(!0 >> (63 - bit));
                 let Some(nr) = port_at(word, bit) else { continue };
-                // ORDERING: Acquire, pairs with Xen setting PENDING: if the sender found it set already, this is the only
-                // operation that orders its work before our handler.
+                // ORDERING: Acquire, pairs with Xen setting PENDING: if the sender found it set already, this is the
+                // only operation that orders its work before our handler.
                 // Weakening fails in evtchn/tests/loom_upcall.rs.
                 self.shared.evtchn_pending[word].fetch_and(!(1 << bit), Ordering::Acquire);
                 // ORDERING: Relaxed, this CPU's own.

@@ -44,7 +44,7 @@ fn an_action_is_published_whole() {
         let reader = {
             let events = events.clone();
             thread::spawn(move || {
-                if let Some(action) = events.device_of_racy(nr(port)) {
+                if let Some(action) = hosted::device_of_racy(&events, nr(port)) {
                     assert_eq!(action.port().map(|port| port.nr), Some(nr(port)));
                 }
             })

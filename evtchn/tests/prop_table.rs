@@ -21,7 +21,7 @@ enum What {
 }
 
 const TIMER: What = What::Intent(Intent::Virq(Virq::TIMER));
-const CONSOLE: What = What::Intent(Intent::Virq(Virq::CONSOLE));
+const GLOBAL: What = What::Intent(Intent::Virq(hosted::GLOBAL));
 const CALL: What = What::Intent(Intent::Ipi(Ipi::Call));
 
 thread_local! {
@@ -39,7 +39,7 @@ fn on_device(_: &Masked, action: &Action) {
 fn handlers() -> Handlers {
     Handlers::new()
         .virq(Virq::TIMER, |_| see(TIMER))
-        .virq(Virq::CONSOLE, |_| see(CONSOLE))
+        .virq(hosted::GLOBAL, |_| see(GLOBAL))
         .ipi(Ipi::Call, |_| see(CALL))
 }
 
@@ -133,7 +133,7 @@ impl Run {
         let _on = percpu::hosted::enter(cpu(n));
         self.xen.place(cpu(n));
         bring_up(&self.events, &self.xen).expect("the fake has ports enough");
-        let global = (n == 0).then_some((Channel::Virq(Virq::CONSOLE, cpu(n)), CONSOLE));
+        let global = (n == 0).then_some((Channel::Virq(hosted::GLOBAL, cpu(n)), GLOBAL));
         let own = [(Channel::Virq(Virq::TIMER, cpu(n)), TIMER), (Channel::Ipi(cpu(n)), CALL)];
         for (channel, what) in own.into_iter().chain(global) {
             let port = self.xen.find(channel).expect("just bound");
@@ -147,7 +147,7 @@ impl Run {
         let nr = nr(port);
         let expected = match (self.model.ports[&port], self.model.of_action(a)) {
             _ if !self.model.ready.contains(&n) => Err(DeviceError::CpuNotReady { nr, cpu: cpu(n) }),
-            (Some((owner, What::Intent(_))), _) if owner == n => Err(DeviceError::PortTaken { nr }),
+            (Some((owner, What::Intent(_))), _) if owner == n || owner == 0 => Err(DeviceError::PortTaken { nr }),
             (_, Some(_)) => Err(DeviceError::ActionTaken { nr, has: self.model.ever[&a] }),
             (Some((_, What::Action(_))), _) => Err(DeviceError::PortTaken { nr }),
             (Some(_), _) => Err(DeviceError::Route { nr, cpu: cpu(n), errno: xen_sys::Errno::EINVAL }),
