@@ -15,7 +15,6 @@ use async_task::Runnable;
 use crossbeam_queue::ArrayQueue;
 use percpu::{CpuId, PerCpu};
 use spin::Once;
-use xen_sys::hypercall::sched;
 use xen_sys::primitive::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::{cpus, timer};
@@ -137,8 +136,6 @@ fn idle_if_nothing_to_do(mine: &Executor) {
     // what other CPUs do for us comes with an event.
     if mine.ready.is_empty() && !timer::has_fired(&masked) && !cpus::park_is_asked() {
         cpus::note_idle();
-        // SAFETY: nothing here relies on the mask any more; `masked` is only dropped, which unmasks once more and looks
-        //   for what came in between.
-        unsafe { sched::block() };
+        masked.block();
     }
 }

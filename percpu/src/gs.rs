@@ -1,15 +1,17 @@
 //! The image's backend: one gs-relative instruction each.
 //!
 //! Xen keeps the gs base of kernel and user mode apart and swaps them itself, so `gs` points to this CPU's
-//! [`Area`] whenever kernel code runs. Reading the base MSR traps into Xen, and FSGSBASE starts out disabled: the area's
-//! own address stands in it instead.
+//! [`Area`] whenever kernel code runs. Reading the base MSR traps into Xen, and FSGSBASE starts out disabled: the
+//! area's own address stands in it instead.
 //!
-//! - GS1: from the first instruction in Rust on, gs base is the address of a linked [`Area`] (`kernel` sets it
-//!   for the boot CPU, `VCPUOP_initialise` for all others), and stays so for the life of the vcpu.
+//! - GS1: gs base is the address of a linked [`Area`] for the life of the vcpu: on the boot CPU from `set_segment_base`
+//!   on, with which `kernel` begins and before which nothing here is called; on all others, by `VCPUOP_initialise`,
+//!   from the first instruction on.
 
 use core::arch::asm;
 
 use xen_sys::abi::xen::VcpuInfo;
+use xen_sys::hypercall::sched;
 use xen_sys::hypercall::version::xen_version;
 
 use crate::{Area, CpuId, MaskGuard};
@@ -62,8 +64,8 @@ pub fn mask_upcalls() -> MaskGuard {
     unsafe { MaskGuard::new(before != 0) }
 }
 
-/// Unmasks upcalls for the first time in a vcpu's life: it starts with them masked, and no guard would know to unmask them.
-/// Context: task level, no guard held.
+/// Unmasks upcalls for the first time in a vcpu's life: it starts with them masked, and no guard would know to unmask
+/// them. Context: task level, no guard held.
 pub fn start_upcalls() {
     unmask_upcalls();
 }
@@ -89,4 +91,14 @@ pub(crate) fn unmask_upcalls() {
         // Its answer is of no interest here.
         let _ = xen_version();
     }
+}
+
+/// Unmasks upcalls on this CPU and waits for an event, unless one is pending already.
+///
+/// # Safety
+/// Nothing that this CPU holds relies on upcalls being masked.
+#[inline]
+pub(crate) unsafe fn block() {
+    // SAFETY: the same clause.
+    unsafe { sched::block() };
 }

@@ -36,7 +36,8 @@ impl Drop for Entered {
     }
 }
 
-/// Makes the calling thread play `cpu`, with upcalls unmasked.
+/// Makes the calling thread play `cpu`, with upcalls unmasked. Tests run side by side, so other threads may play the
+/// same CPU, each in a kernel of its own; a [`Local`](crate::Local) that two of them reach panics.
 pub fn enter(cpu: CpuId) -> Entered {
     let before = PLAYING.with(|playing| playing.replace(Some(Playing { cpu, masked: false })));
     Entered { before, not_send: PhantomData }
@@ -69,6 +70,14 @@ pub fn mask_upcalls() -> MaskGuard {
 }
 
 pub(crate) fn unmask_upcalls() {
+    set_masked(false);
+}
+
+/// Unmasks upcalls; an event that ends the wait is as good as there.
+///
+/// # Safety
+/// None on the host.
+pub(crate) unsafe fn block() {
     set_masked(false);
 }
 
@@ -126,6 +135,21 @@ mod tests {
         assert!(upcalls_masked());
         drop(outer);
         assert!(!upcalls_masked());
+    }
+
+    #[test]
+    fn blocking_unmasks() {
+        let _on = enter(CpuId::BOOT);
+        mask_upcalls().block();
+        assert!(!upcalls_masked());
+    }
+
+    #[test]
+    #[should_panic(expected = "would unmask both")]
+    fn nobody_blocks_under_another_guard() {
+        let _on = enter(CpuId::BOOT);
+        let _outer = mask_upcalls();
+        mask_upcalls().block();
     }
 
     #[test]

@@ -50,28 +50,57 @@ impl<T: Sync> PerCpu<T> {
 /// - LO1: a `&T` is given out only by [`Local::mine`], for the slot of the CPU that asks.
 /// - LO2: that borrow ends before the [`Masked`] token does, so neither an upcall on the same CPU nor a
 ///   later life of the token can meet it.
+/// - LO3: a CPU is one thread of execution. On the host, where two threads may play the same CPU, a slot belongs to the
+///   first that reaches it.
 pub struct Local<T> {
-    slots: Box<[CachePadded<UnsafeCell<T>>]>,
+    slots: Box<[CachePadded<LocalSlot<T>>]>,
 }
 
-// SAFETY: by LO1 and LO2 each `T` is only ever touched by one CPU, as if it had been sent there.
+struct LocalSlot<T> {
+    value: UnsafeCell<T>,
+    #[cfg(not(target_os = "none"))]
+    thread: std::sync::OnceLock<std::thread::ThreadId>,
+}
+
+impl<T> LocalSlot<T> {
+    fn new(value: T) -> LocalSlot<T> {
+        LocalSlot {
+            value: UnsafeCell::new(value),
+            #[cfg(not(target_os = "none"))]
+            thread: std::sync::OnceLock::new(),
+        }
+    }
+
+    /// LO3. Loom's threads are all one to it, and take turns.
+    #[cfg(not(target_os = "none"))]
+    fn check_thread(&self) {
+        let me = std::thread::current().id();
+        assert_eq!(*self.thread.get_or_init(|| me), me, "two threads play the CPU of one slot");
+    }
+
+    #[cfg(target_os = "none")]
+    fn check_thread(&self) {}
+}
+
+// SAFETY: by LO1, LO2 and LO3 each `T` is only ever touched by one CPU, as if it had been sent there.
 unsafe impl<T: Send> Sync for Local<T> {}
 
 impl<T: Send> Local<T> {
     /// Slots for the first `nr` CPUs, made by `init`.
     pub fn new(nr: usize, mut init: impl FnMut(CpuId) -> T) -> Local<T> {
-        Local { slots: CpuId::first(nr).map(|cpu| CachePadded::new(UnsafeCell::new(init(cpu)))).collect() }
+        Local { slots: CpuId::first(nr).map(|cpu| CachePadded::new(LocalSlot::new(init(cpu)))).collect() }
     }
 
     /// This CPU's value.
     ///
     /// # Panics
-    /// If there are no slots for this CPU.
+    /// If there are no slots for this CPU; on the host also if another thread has played it here.
     pub fn mine<'a>(&'a self, _masked: &'a Masked) -> &'a T {
-        let slot = self.slots[current().index()].get();
-        // SAFETY: `slot` is valid for as long as `self` is. Only shared borrows are ever made of it, all of them
-        // on this CPU (LO1) and while upcalls are masked (LO2).
-        unsafe { &*slot }
+        let slot = &self.slots[current().index()];
+        slot.check_thread();
+        // SAFETY: valid for as long as `self` is. Only shared borrows are ever made of it, all of them on this CPU
+        // (LO1, LO3) and while upcalls are masked (LO2).
+        unsafe { &*slot.value.get() }
     }
 }
 
@@ -95,6 +124,19 @@ mod tests {
             assert_eq!(local.mine(&masked).get(), 100 + cpu.index());
         }
         assert_eq!(shared.iter().map(|(_, v)| *v).collect::<Vec<_>>(), [0, 10, 20]);
+    }
+
+    #[test]
+    fn two_threads_do_not_share_a_local_slot() {
+        let local = Local::new(1, Cell::new);
+        let reach = || {
+            let _on = hosted::enter(CpuId::BOOT);
+            local.mine(&crate::mask_upcalls()).set(CpuId::BOOT);
+        };
+        reach();
+        let other = std::thread::scope(|scope| scope.spawn(reach).join().is_err());
+        assert!(other, "a data race out of safe code");
+        reach();
     }
 
     #[test]

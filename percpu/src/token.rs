@@ -60,6 +60,22 @@ impl MaskGuard {
     }
 }
 
+impl MaskGuard {
+    /// Gives up the processor until there is an event for this CPU, with upcalls unmasked from inside the hypercall on:
+    /// what turned pending since they were masked ends the wait, or keeps it from beginning. The guard is spent, so no
+    /// [`Masked`] outlives the mask. Context: task.
+    ///
+    /// # Panics
+    /// If upcalls were masked before this guard was made: then somebody further up relies on it.
+    pub fn block(self) {
+        assert!(!self.were_masked, "a CPU that blocks under two masks would unmask both");
+        // The call does what the drop would do.
+        core::mem::forget(self);
+        // SAFETY: this guard was the only one, and is gone with all that was borrowed from it.
+        unsafe { backend::block() };
+    }
+}
+
 impl Deref for MaskGuard {
     type Target = Masked;
 
