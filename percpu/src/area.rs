@@ -8,6 +8,7 @@
 //!   `vcpu_info` is registered until the domain ends.
 //! - AR2: an area lies within one page, as `VCPUOP_register_vcpu_info` asks (`map_vcpu_info`): size and
 //!   alignment are the same power of two.
+#![forbid(unsafe_code)]
 
 #[cfg(target_os = "none")]
 use core::mem::offset_of;

@@ -98,8 +98,8 @@ impl RollCall {
     }
 
     /// Begins the next round, whether or not the last one was complete: an IPI of it that still lies in an inbox is
-    /// taken out before its CPU [comes](RollCall::restored), and counts for nothing. Context: vCPU 0, before it releases
-    /// the others.
+    /// taken out before its CPU [comes](RollCall::restored), and counts for nothing. Context: vCPU 0, before it
+    /// releases the others.
     pub fn begin(&self, _others: &Quiesced) {
         // ORDERING: Relaxed, all of it: nobody else runs, and the release of the others passes it on.
         for (_, slot) in self.slots.iter() {

@@ -1,4 +1,5 @@
 //! What the unit tests of this crate share.
+#![forbid(unsafe_code)]
 
 use std::sync::Mutex;
 

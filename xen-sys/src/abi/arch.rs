@@ -1,6 +1,7 @@
 //! arch-x86/xen.h and xen-x86_64.h: registers, selectors, the vcpu context, the x86 parts of the shared pages.
 //!
 //! Contexts: any; plain data, except [`ArchSharedInfo`] and [`ArchVcpuInfo`], which are shared and made of atomics.
+#![forbid(unsafe_code)]
 
 use super::xen::xen_pfn_t;
 use crate::const_unless_loom;
@@ -162,7 +163,8 @@ pub struct CpuUserRegs {
     pub _pad6: [u16; 3],
 }
 
-/// All that `VCPUOP_initialise` sets. Argument; about 5 KiB, so not `Copy`: a careless copy would not fit a small stack.
+/// All that `VCPUOP_initialise` sets. Argument; about 5 KiB, so not `Copy`: a careless copy would not fit a small
+/// stack.
 #[repr(C)]
 #[derive(Debug, Clone)]
 pub struct VcpuGuestContext {

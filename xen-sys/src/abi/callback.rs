@@ -1,6 +1,7 @@
 //! callback.h: entry points that Xen calls.
 //!
 //! Contexts: any; plain data.
+#![forbid(unsafe_code)]
 
 /// Events: the upcall.
 pub const CALLBACKTYPE_event: u16 = 0;

@@ -1,6 +1,7 @@
 //! elfnote.h: types of the notes, with owner "Xen", by which a kernel image tells the builder what it wants.
 //!
 //! Contexts: none at run time; the `boot` crate places the notes, `xtask` checks that they are there.
+#![forbid(unsafe_code)]
 
 /// Name and value, a string.
 pub const XEN_ELFNOTE_INFO: u32 = 0;

@@ -1,6 +1,7 @@
 //! event_channel.h: ports, their operations, and the constants of both event ABIs.
 //!
 //! Contexts: any; plain data, except [`EvtchnFifoControlBlock`], which is shared and made of atomics.
+#![forbid(unsafe_code)]
 
 use super::xen::domid_t;
 use crate::primitive::{Opaque, sync::atomic::AtomicU32};

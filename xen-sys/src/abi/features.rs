@@ -1,6 +1,7 @@
 //! features.h: bit numbers in the map that `XENVER_get_features` returns, and in the ELF notes.
 //!
 //! Contexts: any; plain data.
+#![forbid(unsafe_code)]
 
 /// Page tables may be written directly.
 pub const XENFEAT_writable_page_tables: u32 = 0;

@@ -2,6 +2,7 @@
 //!
 //! Contexts: any; plain data, except [`GrantEntryV1`], which is shared and made of atomics. Only what the resume path
 //! and a later device model need: mapping other domains' grants is a backend's business.
+#![forbid(unsafe_code)]
 
 use super::{
     GuestHandle,

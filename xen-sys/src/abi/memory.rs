@@ -1,6 +1,7 @@
 //! memory.h: the memory operations that a PV guest may use.
 //!
 //! Contexts: any; plain data. "gmfn" and "gpfn" in names are Xen's: for a PV guest they are mfn and pfn.
+#![forbid(unsafe_code)]
 
 use super::{
     GuestHandle,

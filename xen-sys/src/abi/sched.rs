@@ -1,6 +1,7 @@
 //! sched.h: giving the processor back, and shutting down.
 //!
 //! Contexts: any; plain data.
+#![forbid(unsafe_code)]
 
 use super::{GuestHandle, event_channel::evtchn_port_t};
 

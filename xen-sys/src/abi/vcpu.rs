@@ -1,6 +1,7 @@
 //! vcpu.h: bring-up, timers, and the areas that a vcpu registers for itself.
 //!
 //! Contexts: any; plain data, except [`VcpuRunstateInfo`], which is shared and made of atomics.
+#![forbid(unsafe_code)]
 
 use super::{GuestHandle, xen::VcpuTimeInfo};
 use crate::primitive::{

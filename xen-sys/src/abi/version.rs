@@ -1,6 +1,7 @@
 //! version.h: what Xen says about itself.
 //!
 //! Contexts: any; plain data.
+#![forbid(unsafe_code)]
 
 /// Major and minor version, 16 bits each, in the return value.
 pub const XENVER_version: u32 = 0;

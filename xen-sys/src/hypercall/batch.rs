@@ -1,7 +1,7 @@
 //! Several hypercalls in one trap, with their arguments kept beside them: [`Batch`].
 //!
 //! Made for resume, where one call per vcpu places its `vcpu_info`, registers its areas, binds its virqs and ipis and
-//! stops its periodic timer. Also good for runs of `update_va_mapping`. Contexts: any; no allocation, no lock.
+//! stops its periodic timer. Contexts: any; no allocation, no lock.
 //!
 //! - BA1: addresses are taken only inside `issue`, which holds the batch by `&mut`; so it may move at any other time.
 //! - BA2: `entries[i]` stands for `calls[i]`, for `i < len`.
@@ -25,8 +25,7 @@ use crate::abi::vcpu::{
     VcpuRunstateInfo,
 };
 use crate::abi::xen::{
-    __HYPERVISOR_event_channel_op, __HYPERVISOR_mmuext_op, __HYPERVISOR_set_timer_op, __HYPERVISOR_update_va_mapping,
-    __HYPERVISOR_vcpu_op, DOMID_SELF, MmuextOp, MulticallEntry, VcpuTimeInfo,
+    __HYPERVISOR_event_channel_op, __HYPERVISOR_set_timer_op, __HYPERVISOR_vcpu_op, MulticallEntry, VcpuTimeInfo,
 };
 
 /// One call with its argument.
@@ -40,8 +39,6 @@ enum Call {
     RegisterTime { vcpu: u32, op: VcpuRegisterTimeMemoryArea },
     StopPeriodicTimer { vcpu: u32 },
     SetTimer { deadline_ns: u64 },
-    UpdateVaMapping { va: u64, val: u64, flags: u64 },
-    Mmuext(MmuextOp),
 }
 
 /// What an unused place holds; never issued.
@@ -59,9 +56,6 @@ impl Call {
             Self::RegisterTime { vcpu, op } => vcpu_op(VCPUOP_register_vcpu_time_memory_area, *vcpu, address_of(op)),
             Self::StopPeriodicTimer { vcpu } => vcpu_op(VCPUOP_stop_periodic_timer, *vcpu, 0),
             Self::SetTimer { deadline_ns } => (__HYPERVISOR_set_timer_op, [*deadline_ns, 0, 0, 0]),
-            Self::UpdateVaMapping { va, val, flags } => (__HYPERVISOR_update_va_mapping, [*va, *val, *flags, 0]),
-            // One operation, so whether it is done is the result itself, and no counter is asked for.
-            Self::Mmuext(a) => (__HYPERVISOR_mmuext_op, [address_of(a), 1, 0, DOMID_SELF.into()]),
         };
         let [a1, a2, a3, a4] = args;
         MulticallEntry { op, result: 0, args: [a1, a2, a3, a4, 0, 0] }
@@ -108,7 +102,7 @@ impl fmt::Display for BatchFull {
 
 impl core::error::Error for BatchFull {}
 
-/// Up to `N` hypercalls for one trap; 96 bytes each.
+/// Up to `N` hypercalls for one trap; 88 bytes each.
 #[derive(Debug)]
 pub struct Batch<const N: usize> {
     calls: [Call; N],
@@ -128,21 +122,6 @@ impl<const N: usize> Batch<N> {
         Self { calls: [UNUSED; N], entries: [MulticallEntry { op: 0, result: 0, args: [0; 6] }; N], len: 0 }
     }
 
-    /// Calls in it.
-    pub const fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there is none.
-    pub const fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Forgets all calls. Tokens of before then name other calls.
-    pub const fn clear(&mut self) {
-        self.len = 0;
-    }
-
     fn push(&mut self, call: Call) -> Result<usize, BatchFull> {
         let index = self.len;
         *self.calls.get_mut(index).ok_or(BatchFull { capacity: N })? = call;
@@ -150,14 +129,15 @@ impl<const N: usize> Batch<N> {
         Ok(index)
     }
 
-    /// Adds [`evtchn::bind_virq`](super::evtchn::bind_virq).
+    /// Adds: bind a virq for a vcpu, which may be down; a global virq for vcpu 0. Xen answers `EEXIST`: bound already;
+    /// `EINVAL`: no such virq, or a global one and `vcpu` is not 0; `ENOENT`: no such vcpu; `ENOSPC`.
     /// # Errors
     /// No place left.
     pub fn bind_virq(&mut self, virq: u32, vcpu: u32) -> Result<PortToken, BatchFull> {
         self.push(Call::BindVirq(EvtchnBindVirq { virq, vcpu, port: 0 })).map(PortToken)
     }
 
-    /// Adds [`evtchn::bind_ipi`](super::evtchn::bind_ipi).
+    /// Adds: allocate a port that notifies `vcpu`, which may be down. Xen answers `ENOENT`: no such vcpu; `ENOSPC`.
     /// # Errors
     /// No place left.
     pub fn bind_ipi(&mut self, vcpu: u32) -> Result<PortToken, BatchFull> {
@@ -181,27 +161,32 @@ impl<const N: usize> Batch<N> {
         self.push(Call::RegisterVcpuInfo { vcpu, op }).map(CallToken)
     }
 
-    /// Adds [`vcpu::register_runstate_memory_area`](super::vcpu::register_runstate_memory_area).
+    /// Adds: keep a vcpu's runstate at `area`, written whenever the vcpu is scheduled. Null ends it. Xen answers
+    /// `EFAULT`: the address is not the guest's; `ENOENT`.
     /// # Errors
     /// No place left.
     /// # Safety
-    /// As for that function, from the first [`Batch::issue`] after this on.
+    /// From the first [`Batch::issue`] after this on the area is mapped at that address in every root that the vcpu
+    /// runs on, and reached only through shared references, until another area is registered, or a new domain is
+    /// resumed.
     pub unsafe fn register_runstate(&mut self, vcpu: u32, area: *mut VcpuRunstateInfo) -> Result<CallToken, BatchFull> {
         let op = VcpuRegisterRunstateMemoryArea { addr: GuestHandle::new(area) };
         self.push(Call::RegisterRunstate { vcpu, op }).map(CallToken)
     }
 
-    /// Adds [`vcpu::register_vcpu_time_memory_area`](super::vcpu::register_vcpu_time_memory_area).
+    /// Adds: keep a second copy of a vcpu's clock record at `area`. Null ends it. Xen answers as for
+    /// [`Batch::register_runstate`].
     /// # Errors
     /// No place left.
     /// # Safety
-    /// As for that function, from the first [`Batch::issue`] after this on.
+    /// As for [`Batch::register_runstate`].
     pub unsafe fn register_time(&mut self, vcpu: u32, area: *mut VcpuTimeInfo) -> Result<CallToken, BatchFull> {
         let op = VcpuRegisterTimeMemoryArea { addr: GuestHandle::new(area) };
         self.push(Call::RegisterTime { vcpu, op }).map(CallToken)
     }
 
-    /// Adds [`vcpu::stop_periodic_timer`](super::vcpu::stop_periodic_timer).
+    /// Adds: stop a vcpu's periodic timer, which runs at 100 Hz on every vcpu of a new domain. Xen answers `ENOENT`: no
+    /// such vcpu.
     /// # Errors
     /// No place left.
     pub fn stop_periodic_timer(&mut self, vcpu: u32) -> Result<CallToken, BatchFull> {
@@ -215,32 +200,14 @@ impl<const N: usize> Batch<N> {
         self.push(Call::SetTimer { deadline_ns }).map(CallToken)
     }
 
-    /// Adds [`mmu::update_va_mapping`](super::mmu::update_va_mapping).
-    /// # Errors
-    /// No place left.
-    /// # Safety
-    /// As for that function, whenever the batch is issued.
-    pub unsafe fn update_va_mapping(&mut self, va: u64, val: u64, flags: u64) -> Result<CallToken, BatchFull> {
-        self.push(Call::UpdateVaMapping { va, val, flags }).map(CallToken)
-    }
-
-    /// Adds one operation of [`mmu::mmuext_op`](super::mmu::mmuext_op).
-    /// # Errors
-    /// No place left.
-    /// # Safety
-    /// As for that function, whenever the batch is issued.
-    pub unsafe fn mmuext(&mut self, op: MmuextOp) -> Result<CallToken, BatchFull> {
-        self.push(Call::Mmuext(op)).map(CallToken)
-    }
-
     /// Runs all calls, in the order in which they were added, each whatever became of the one before. One hypercall.
     ///
     /// The calls stay: issuing again repeats them.
     /// # Errors
     /// The multicall itself failed; which calls have run is then not known.
     pub fn issue(&mut self) -> Result<Results<'_, N>, Errno> {
-        // SAFETY: each entry was made from its call (BA2), whose safety the one who pushed it has answered for (BA3), and
-        // the arguments' addresses are of memory borrowed until Xen is done (BA1).
+        // SAFETY: each entry was made from its call (BA2), whose safety the one who pushed it has answered for (BA3),
+        // and the arguments' addresses are of memory borrowed until Xen is done (BA1).
         self.issue_with(|entries| unsafe { multicall(entries) })
     }
 
@@ -291,14 +258,9 @@ impl<const N: usize> Results<'_, N> {
         self.at(token.0)?;
         Ok(self.batch.calls[token.0].port().expect("a port token names a bind of its batch"))
     }
-
-    /// The first call that failed: its place in the order of pushes, and why.
-    pub fn first_error(&self) -> Option<(usize, Errno)> {
-        (0..self.batch.len).find_map(|index| self.at(index).err().map(|errno| (index, errno)))
-    }
 }
 
-const _: () = assert!(size_of::<Batch<1>>() == 96 + size_of::<usize>());
+const _: () = assert!(size_of::<Batch<1>>() == 88 + size_of::<usize>());
 
 #[cfg(test)]
 mod tests;

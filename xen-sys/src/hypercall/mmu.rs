@@ -57,10 +57,11 @@ pub unsafe fn mmu_update(updates: &[MmuUpdate]) -> Result<(), MmuError> {
 
 /// Pins, switches roots, flushes, in order.
 /// # Errors
-/// The first that failed: `EINVAL` for a frame that is not what the command needs; `EFAULT` for a mask that is too short.
+/// The first that failed: `EINVAL` for a frame that is not what the command needs; `EFAULT` for a mask that is too
+/// short.
 /// # Safety
-/// A new root maps all that is in use as the old one did. No `CLEAR_PAGE` or `COPY_PAGE` destination is referenced. A
-/// `vcpumask` has one bit per vcpu up to the domain's maximum.
+/// A new root maps all that is in use as the old one did. No `CLEAR_PAGE` or `COPY_PAGE` destination is referenced.
+/// A `vcpumask` has one bit per vcpu up to the domain's maximum.
 pub unsafe fn mmuext_op(ops: &[MmuextOp]) -> Result<(), MmuError> {
     // SAFETY: the caller's.
     unsafe { list_op(__HYPERVISOR_mmuext_op, ops) }

@@ -15,11 +15,10 @@
 
 mod batch;
 pub mod evtchn;
-pub mod grant;
 pub mod memory;
 pub mod misc;
 pub mod mmu;
-pub mod raw;
+mod raw;
 pub mod sched;
 pub mod traps;
 pub mod vcpu;
@@ -55,14 +54,14 @@ fn count<T>(slice: &[T]) -> Result<u64, Errno> {
 
 /// Runs several hypercalls in one, in order. Each entry's own outcome is in its `result`; Xen may rewrite the rest.
 ///
-/// Not atomic: upcalls may run between entries. Most callers want [`Batch`].
+/// Not atomic: upcalls may run between entries. [`Batch`] fills the list.
 /// # Errors
 /// `EFAULT` if the list could not be read or written; the entries before that have run.
 /// # Safety
 /// Each entry fulfils the safety conditions of the hypercall that it stands for.
 /// Source: xen/include/public/xen.h; xen/common/multicall.c, do_multicall.
 #[inline]
-pub unsafe fn multicall(calls: &mut [MulticallEntry]) -> Result<(), Errno> {
+unsafe fn multicall(calls: &mut [MulticallEntry]) -> Result<(), Errno> {
     let nr_calls = count(calls)?;
     let list = calls.as_mut_ptr().expose_provenance() as u64;
     // SAFETY: the list is ours to be written, `nr_calls` long, and the caller answers for its entries.

@@ -24,9 +24,9 @@ macro_rules! hypercall {
     ($(#[$meta:meta])* $name:ident($($arg:ident: $reg:tt),*; $($lost:tt),*)) => {
         $(#[$meta])*
         /// # Safety
-        /// The safety conditions of the call `op`, for these arguments; its addresses are valid for what Xen does there.
+        /// The safety conditions of the call `op`, for these arguments; addresses are valid for what Xen does there.
         #[inline(always)]
-        pub unsafe fn $name(op: u64, $($arg: u64),*) -> i64 {
+        pub(super) unsafe fn $name(op: u64, $($arg: u64),*) -> i64 {
             if cfg!(not(target_os = "none")) {
                 return NO_XEN;
             }
@@ -50,10 +50,6 @@ macro_rules! hypercall {
 }
 
 hypercall! {
-    /// A hypercall without arguments.
-    hypercall0(; "rdi", "rsi", "rdx", "r10", "r8")
-}
-hypercall! {
     /// A hypercall with one argument.
     hypercall1(a1: "rdi"; "rsi", "rdx", "r10", "r8")
 }
@@ -69,23 +65,19 @@ hypercall! {
     /// A hypercall with four arguments.
     hypercall4(a1: "rdi", a2: "rsi", a3: "rdx", a4: "r10"; "r8")
 }
-hypercall! {
-    /// A hypercall with five arguments.
-    hypercall5(a1: "rdi", a2: "rsi", a3: "rdx", a4: "r10", a5: "r8";)
-}
 
 #[cfg(test)]
 mod tests {
-    use super::{hypercall0, hypercall5};
+    use super::{hypercall1, hypercall4};
 
     #[test]
     fn without_xen_nothing_happens_but_enosys() {
         // Linux's number 60 ends the process: if the instruction ran, this test would not return.
         // SAFETY: off the bare-metal target no instruction is executed.
-        let ret = unsafe { hypercall0(60) };
+        let ret = unsafe { hypercall1(60, 0) };
         assert_eq!(ret, -i64::from(crate::Errno::ENOSYS.code()));
         // SAFETY: as above.
-        let ret = unsafe { hypercall5(60, 1, 2, 3, 4, 5) };
+        let ret = unsafe { hypercall4(60, 1, 2, 3, 4) };
         assert_eq!(ret, -38);
     }
 }

@@ -4,10 +4,7 @@
 
 use super::{address_of, raw};
 use crate::Errno;
-use crate::abi::GuestHandle;
-use crate::abi::sched::{
-    SCHEDOP_block, SCHEDOP_poll, SCHEDOP_shutdown, SCHEDOP_yield, SHUTDOWN_suspend, SchedPoll, SchedShutdown,
-};
+use crate::abi::sched::{SCHEDOP_block, SCHEDOP_shutdown, SCHEDOP_yield, SHUTDOWN_suspend, SchedShutdown};
 use crate::abi::xen::__HYPERVISOR_sched_op;
 
 /// Lets other vcpus run first; never blocks and needs no waker. The upcall mask is left alone.
@@ -24,24 +21,6 @@ pub fn yield_() {
 pub unsafe fn block() {
     // SAFETY: the caller has nothing that an upcall could break. The result is always 0.
     unsafe { raw::hypercall2(__HYPERVISOR_sched_op, SCHEDOP_block.into(), 0) };
-}
-
-/// Waits until one of `ports` is pending, masked or not, or until `timeout_ns` (absolute system time; 0: none).
-///
-/// Leaves the upcall mask alone; an upcall that is due ends it too. Test the condition again after it. With one port
-/// only that port wakes; with none or several, any port of the domain that turns pending does. A poll that starts
-/// after a restore may sleep for ever: neither its port nor its timeout exists any more.
-/// # Errors
-/// `EINVAL`: more than 128 ports, or one that cannot be used.
-#[inline]
-pub fn poll(ports: &[u32], timeout_ns: u64) -> Result<(), Errno> {
-    // Saturates to a number that Xen refuses like any other above 128.
-    let nr_ports = u32::try_from(ports.len()).unwrap_or(u32::MAX);
-    let mut op = SchedPoll { ports: GuestHandle::new(ports.as_ptr().cast_mut()), nr_ports, timeout: timeout_ns };
-    let address = address_of(&mut op);
-    // SAFETY: Xen reads `op` and `nr_ports` ports and writes neither.
-    let ret = unsafe { raw::hypercall2(__HYPERVISOR_sched_op, SCHEDOP_poll.into(), address) };
-    Errno::check(ret).map(drop)
 }
 
 /// # Safety
@@ -119,6 +98,5 @@ mod tests {
     fn without_xen_a_suspend_is_an_error_and_not_an_outcome() {
         // SAFETY: off the bare-metal target the call does nothing.
         assert_eq!(unsafe { suspend(0) }, Err(Errno::ENOSYS));
-        assert_eq!(poll(&[1], 0), Err(Errno::ENOSYS));
     }
 }

@@ -5,9 +5,7 @@
 
 use super::{address_of, raw};
 use crate::Errno;
-use crate::abi::version::{
-    XEN_EXTRAVERSION_LEN, XENVER_extraversion, XENVER_get_features, XENVER_version, XenFeatureInfo,
-};
+use crate::abi::version::{XEN_EXTRAVERSION_LEN, XENVER_extraversion, XENVER_version};
 use crate::abi::xen::__HYPERVISOR_xen_version;
 
 /// Xen's version, as its first hypercall answers it.
@@ -46,17 +44,6 @@ pub fn extraversion() -> Result<[u8; XEN_EXTRAVERSION_LEN], Errno> {
     // SAFETY: Xen writes exactly this many bytes.
     let ret = unsafe { raw::hypercall2(__HYPERVISOR_xen_version, XENVER_extraversion.into(), address) };
     Errno::check(ret).map(|_| text)
-}
-
-/// Word `submap` of the feature map; bit n is `XENFEAT_*` number 32 * `submap` + n.
-/// # Errors
-/// `EINVAL`: no such word.
-pub fn get_features(submap: u32) -> Result<u32, Errno> {
-    let mut op = XenFeatureInfo { submap_idx: submap, submap: 0 };
-    let address = address_of(&mut op);
-    // SAFETY: Xen reads and writes `op`.
-    let ret = unsafe { raw::hypercall2(__HYPERVISOR_xen_version, XENVER_get_features.into(), address) };
-    Errno::check(ret).map(|_| op.submap)
 }
 
 #[cfg(test)]

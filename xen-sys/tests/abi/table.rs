@@ -96,7 +96,8 @@ macro_rules! alias {
 
 macro_rules! layout {
     ($table:ident: $name:ident = $c_type:literal { $($field:ident),* $(,)? }) => {
-        $table.rows.push($crate::table::Row::Type { rust: stringify!($name), c_type: $c_type, size: size_of::<$name>() });
+        let (rust, size) = (stringify!($name), size_of::<$name>());
+        $table.rows.push($crate::table::Row::Type { rust, c_type: $c_type, size });
         $($table.rows.push($crate::table::Row::Field {
             of: stringify!($name),
             c_type: $c_type,

@@ -2,6 +2,7 @@
 //!
 //! Shared structs: Xen writes them on any physical CPU at any time, so every field is an atomic and `&VcpuInfo` is
 //! sound. Contexts: any; readers are wait-free. Which orderings a field needs is said where it is used, not here.
+#![forbid(unsafe_code)]
 
 use super::super::arch::{ArchSharedInfo, ArchVcpuInfo};
 use crate::abi::arch::XEN_LEGACY_MAX_VCPUS;

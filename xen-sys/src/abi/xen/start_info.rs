@@ -3,6 +3,7 @@
 //! Plain data: nobody writes it while the guest runs. But a suspend changes it between two instructions of vcpu 0, so
 //! no `&StartInfo` may live across one: read the fields that you need through the raw pointer, each time anew.
 //! Contexts: boot, and the suspend path on vcpu 0.
+#![forbid(unsafe_code)]
 
 use super::xen_pfn_t;
 

@@ -1,7 +1,6 @@
 //! Marshalling of a batch, against a fake Xen that reads the arguments by address, as the real one does.
 
 use super::*;
-use crate::abi::xen::{MMUEXT_PIN_L4_TABLE, UVMF_INVLPG};
 
 /// Reads an argument where an entry says it is.
 ///
@@ -69,14 +68,13 @@ fn binds_go_out_and_their_ports_come_back() {
         .expect("the fake took all");
     assert_eq!(results.port(virq), Ok(70));
     assert_eq!(results.port(ipi), Ok(71));
-    assert_eq!(results.first_error(), None);
 }
 
 #[test]
 fn every_call_is_marshalled_as_the_header_says() {
     let runstate = core::ptr::without_provenance_mut(0x1000);
     let time = core::ptr::without_provenance_mut(0x2000);
-    let mut batch = Batch::<8>::new();
+    let mut batch = Batch::<6>::new();
     batch.send(12).expect("room");
     // SAFETY: only ever issued to the fake below.
     unsafe { batch.register_vcpu_info(5, 0x77, 0x140) }.expect("room");
@@ -86,13 +84,9 @@ fn every_call_is_marshalled_as_the_header_says() {
     unsafe { batch.register_time(5, time) }.expect("room");
     batch.stop_periodic_timer(5).expect("room");
     batch.set_timer(123_456).expect("room");
-    // SAFETY: as above.
-    unsafe { batch.update_va_mapping(0xffff_8800_0000_0000, 0x63, UVMF_INVLPG) }.expect("room");
-    // SAFETY: as above.
-    unsafe { batch.mmuext(MmuextOp::on_mfn(MMUEXT_PIN_L4_TABLE, 0x55)) }.expect("room");
     batch
         .issue_with(|entries| {
-            let [send, info, run, time, stop, timer, map, mmuext] = entries else { panic!("eight went in") };
+            let [send, info, run, time, stop, timer] = entries else { panic!("six went in") };
             assert_eq!((send.op, send.args[0]), (32, 4));
             // SAFETY: each entry points to the argument of its operation.
             let op: EvtchnSend = unsafe { read(send.args[1]) };
@@ -113,13 +107,6 @@ fn every_call_is_marshalled_as_the_header_says() {
 
             assert_eq!((stop.op, stop.args), (24, [7, 5, 0, 0, 0, 0]));
             assert_eq!((timer.op, timer.args), (15, [123_456, 0, 0, 0, 0, 0]));
-            assert_eq!((map.op, map.args), (14, [0xffff_8800_0000_0000, 0x63, 2, 0, 0, 0]));
-
-            assert_eq!((mmuext.op, &mmuext.args[1..]), (26, &[1, 0, 0x7ff0, 0, 0][..]));
-            // SAFETY: as above.
-            let op: MmuextOp = unsafe { read(mmuext.args[0]) };
-            // SAFETY: a pin carries an mfn.
-            assert_eq!((op.cmd, unsafe { op.arg1.mfn }), (3, 0x55));
             Ok(())
         })
         .expect("the fake took all");
@@ -142,7 +129,6 @@ fn each_call_has_its_own_result() {
     assert_eq!(results.port(bad), Err(Errno::EINVAL));
     assert_eq!(results.get(good), Ok(3));
     assert_eq!(results.get(worse), Err(Errno::EFAULT));
-    assert_eq!(results.first_error(), Some((0, Errno::EINVAL)));
 }
 
 #[test]
@@ -150,7 +136,6 @@ fn a_full_batch_refuses_and_stays_as_it_was() {
     let mut batch = Batch::<1>::new();
     batch.set_timer(1).expect("room for one");
     assert_eq!(batch.bind_ipi(0), Err(BatchFull { capacity: 1 }));
-    assert_eq!(batch.len(), 1);
     batch
         .issue_with(|entries| {
             assert_eq!(entries.len(), 1);
@@ -173,8 +158,6 @@ fn issuing_again_starts_from_the_calls_and_not_from_what_xen_left() {
             })
             .expect("the fake took it");
     }
-    batch.clear();
-    assert!(batch.is_empty());
 }
 
 #[test]
