@@ -1,18 +1,21 @@
 //! Runs cargo, rustup and other programs for the commands, and knows where the workspace is.
 //!
 //! Owns child processes that are plain builds and tests: their output goes to a log file as it comes,
-//! each line to the caller (for its progress display), the tail into the error when they fail. Children stay in
-//! our process group, so Ctrl-C reaches them without our help. Turned down: a library that drives
-//! cargo; the command line is its stable interface.
+//! each line to the caller (for its progress display), the tail into the error when they fail. Each child leads a
+//! process group, which is ended when a signal ends us: cargo alone would leave the test program that it runs. Turned
+//! down: a library that drives cargo; the command line is its stable interface.
 
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write, pipe};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+
+use crate::ending;
 
 /// The root of the workspace that this xtask was built from.
 pub fn root() -> PathBuf {
@@ -67,8 +70,9 @@ pub fn run(mut command: Command, log: &Path, on_line: &mut dyn FnMut(&str)) -> R
         .with_context(|| format!("cannot write {}", log.display()))?;
     writeln!(log_file, "$ {line}")?;
     let (reader, writer) = pipe().context("cannot make a pipe")?;
-    command.stdout(writer.try_clone()?).stderr(writer);
+    command.stdout(writer.try_clone()?).stderr(writer).process_group(0);
     let mut child = command.spawn().with_context(|| format!("cannot start `{line}`"))?;
+    let _with_us = ending::kill_group_of(&child, "TERM");
     // The command holds the pipe's write ends: with it gone, the pipe ends when the child does.
     drop(command);
     let mut output = String::new();
@@ -101,13 +105,16 @@ pub fn run_ok(command: Command, log: &Path, on_line: &mut dyn FnMut(&str)) -> Re
     Ok(ran.output)
 }
 
-/// Runs something short whose stdout we want to read, stderr untouched.
+/// Runs something whose stdout we want to read.
 ///
 /// # Errors
-/// When it cannot be started or fails.
+/// When it cannot be started or fails, with the end of its stderr.
 pub fn capture(mut command: Command) -> Result<String> {
     let line = describe(&command);
-    let output = command.stderr(Stdio::piped()).output().with_context(|| format!("cannot start `{line}`"))?;
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let child = command.spawn().with_context(|| format!("cannot start `{line}`"))?;
+    let _with_us = ending::kill_group_of(&child, "TERM");
+    let output = child.wait_with_output().with_context(|| format!("cannot read from `{line}`"))?;
     if !output.status.success() {
         bail!("`{line}` failed:\n{}", tail(&String::from_utf8_lossy(&output.stderr), 40));
     }

@@ -31,7 +31,7 @@ enum Command {
     /// beat, no event was lost and the guest's memory holds what it held.
     ///
     /// Live migration of PV guests needs a Xen with shadow paging; for the lab it is built from
-    /// Debian's source the first time (two minutes).
+    /// Debian's source the first time (about 70 s on two processors).
     Migrate(suspend::SuspendOptions),
     /// The same with `xl save` and `xl restore`, or with checkpoints.
     SaveRestore {

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+use crate::ending::AtEnd;
+
 /// How a script in dom0 ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exit {
@@ -64,6 +66,10 @@ pub trait Host {
     /// When `limit` ends first (the script and its children are killed; the error tells what it had
     /// written), and when the place itself is gone. A script that fails is no error but an [`Exit`].
     fn sh(&mut self, script: &str, limit: Duration) -> Result<Exit>;
+
+    /// Has `script` run when a signal ends us, until the answer is dropped. `None` where the place itself, and all that is
+    /// in it, ends with us.
+    fn at_end(&self, script: &str) -> Option<AtEnd>;
 
     /// Puts a file into dom0 and returns its path there. `name` is a plain file name; one that exists is replaced.
     /// # Errors

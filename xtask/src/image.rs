@@ -14,6 +14,7 @@ use anyhow::{Context, Result, anyhow};
 
 use crate::cargo;
 use crate::elfcheck::{self, Facts};
+use crate::ending::Temporary;
 use crate::host::Progress;
 use crate::progress::Terminal;
 
@@ -77,10 +78,11 @@ pub fn build(terminal: &Terminal, logs: &Path) -> Result<Image> {
 fn place(built: &Path, to: &Path) -> Result<Image> {
     let bytes = fs::read(built).with_context(|| format!("cannot read {}", built.display()))?;
     let facts = elfcheck::check(&bytes).with_context(|| format!("{} would not boot under Xen", built.display()))?;
-    let temporary = to.with_extension(format!("elf.{}", std::process::id()));
+    let temporary = Temporary::new(to.with_extension(format!("elf.{}", std::process::id())));
+    let partial = temporary.path();
     fs::create_dir_all(to.parent().context("a file has a directory")?)?;
-    fs::write(&temporary, &bytes).with_context(|| format!("cannot write {}", temporary.display()))?;
-    fs::rename(&temporary, to).with_context(|| format!("cannot write {}", to.display()))?;
+    fs::write(partial, &bytes).with_context(|| format!("cannot write {}", partial.display()))?;
+    fs::rename(partial, to).with_context(|| format!("cannot write {}", to.display()))?;
     Ok(Image { path: to.to_path_buf(), file_bytes: bytes.len() as u64, facts })
 }
 

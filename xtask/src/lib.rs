@@ -11,6 +11,7 @@ pub mod contract;
 pub mod counts;
 pub mod drive;
 pub mod elfcheck;
+pub mod ending;
 pub mod host;
 pub mod image;
 pub mod lab;

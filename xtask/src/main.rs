@@ -1,8 +1,7 @@
-//! `cargo xtask`: parses the command line, ends everything on Ctrl-C, turns errors into an exit code.
+//! `cargo xtask`: parses the command line, ends everything on a signal, turns errors into an exit code.
 //!
-//! On Ctrl-C this process ends at once. Cargo and rustup get the same signal from the terminal; QEMU,
-//! which does not, is ended by the kernel when its parent is gone (`xtask::lab`), and what was being
-//! put into the cache is left under a temporary name. Turned down: unwinding through every command.
+//! On Ctrl-C, SIGTERM and SIGHUP what must not outlive us is ended (`xtask::ending`), then this process. Turned down:
+//! unwinding through every command.
 
 #![forbid(unsafe_code)]
 
@@ -12,19 +11,24 @@ use std::process::{ExitCode, exit};
 use clap::Parser;
 use xtask::cli::Cli;
 use xtask::commands::test::AlreadyTold;
+use xtask::ending;
 
-/// What shells return for a program that Ctrl-C ended.
+/// What shells return for a program that Ctrl-C ended. ctrlc does not tell which signal it was.
 const INTERRUPTED: i32 = 130;
 
 fn main() -> ExitCode {
     let handler = ctrlc::set_handler(|| {
+        // A closed stderr leaves nobody to tell.
         let _ = writeln!(std::io::stderr(), "\ninterrupted");
+        ending::carry_out();
         exit(INTERRUPTED);
     });
     if let Err(error) = handler {
-        eprintln!("Ctrl-C will not be handled: {error}");
+        eprintln!("signals will not be handled: {error}");
     }
-    match Cli::parse().run() {
+    let outcome = Cli::parse().run();
+    ending::give_way();
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<AlreadyTold>() => ExitCode::FAILURE,
         Err(error) => {

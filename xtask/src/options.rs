@@ -44,8 +44,8 @@ pub struct PlaceOptions {
     pub host_cpus: u32,
     /// Lab only: Debian's Xen as it is.
     ///
-    /// It has no shadow paging, so it cannot live-migrate PV guests; everything else works, and the
-    /// 80 seconds that building Xen takes are saved.
+    /// It has no shadow paging, so it cannot live-migrate PV guests; everything else works, and the time that
+    /// building Xen takes the first time (about 70 s on two processors) is saved.
     #[arg(long)]
     pub stock_xen: bool,
 }

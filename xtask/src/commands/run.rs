@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::{Needs, Session, domain_name, open};
+use crate::drive::domain::Domain;
 use crate::host::Progress;
 use crate::image;
 use crate::options::{GuestOptions, LogOptions, PlaceOptions};
@@ -51,16 +52,14 @@ fn all_of_it(session: &Session, options: &RunOptions) -> Result<String> {
     };
     let path = host.put("stasis.cfg", config.render().as_bytes())?;
     session.terminal.stage("starting the guest");
+    let mut domain = Domain::new(host.as_mut(), &config.name);
     // Paused: nothing that it says may be missed before the console is joined.
-    host.sh(&format!("xl create -p {path}"), Duration::from_secs(120))?.expect_ok("xl create")?;
+    domain.host().sh(&format!("xl create -p {path}"), Duration::from_secs(120))?.expect_ok("xl create")?;
     session.terminal.finished();
-    session.terminal.say(&format!("on {}; Ctrl-] leaves the console and ends the guest", host.describe()));
+    session.terminal.say(&format!("on {}; Ctrl-] leaves the console and ends the guest", domain.host().describe()));
     let name = &config.name;
     let wake = format!("(sleep 1; xl unpause {name}) >/dev/null 2>&1 &");
-    host.sh(&wake, Duration::from_secs(30))?.expect_ok("xl unpause")?;
-    let joined = host.interactive(name);
-    // It may be gone already: that is how most runs end.
-    host.sh(&format!("xl destroy {name} 2>/dev/null"), Duration::from_secs(60))?;
-    joined?;
+    domain.host().sh(&wake, Duration::from_secs(30))?.expect_ok("xl unpause")?;
+    domain.host().interactive(name)?;
     Ok("The console was left.".to_owned())
 }

@@ -67,13 +67,7 @@ fn all_of_it(session: &Session, kind: Kind, options: &SuspendOptions) -> Result<
     let mut show = |line: &str| session.terminal.say(&format!("  | {line}"));
     let limits = Limits::for_guest(*vcpus, *memory);
     let mut guest = Guest::create(host.as_mut(), config, limits, Some(image.path), &mut show)?;
-    match lead(&mut guest, session, kind, expect, options.cycles) {
-        Ok(run) => Ok(run.describe(kind, *vcpus, expect)),
-        Err(error) => {
-            guest.destroy();
-            Err(error)
-        }
-    }
+    lead(&mut guest, session, kind, expect, options.cycles).map(|run| run.describe(kind, *vcpus, expect))
 }
 
 struct Run {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::contract::{Event, Phases};
+use crate::drive::domain::image;
 use crate::drive::guest::Guest;
 
 /// A way to suspend.
@@ -40,6 +41,7 @@ impl Kind {
 
     /// What is run in dom0 for the domain `name`.
     pub fn script(self, name: &str) -> String {
+        // In the lab the image takes dom0's memory: it is removed whatever happens.
         let image = image(name);
         match self {
             Kind::Migrate => format!("xl migrate -s '' {name} 'xl migrate-receive'"),
@@ -49,12 +51,6 @@ impl Kind {
             Kind::Checkpoint => format!("trap 'rm -f {image}' EXIT; xl save -c {name} {image}"),
         }
     }
-}
-
-/// Where a saved domain of this name lies in dom0: where there is room for it (the lab's dom0 has a file system of
-/// its own there), and where root alone can write. Whoever saves removes it again: in the lab it takes dom0's memory.
-pub fn image(name: &str) -> String {
-    format!("/var/lib/xen/{name}.save")
 }
 
 /// One suspend that went well.

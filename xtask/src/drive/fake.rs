@@ -13,6 +13,7 @@ use super::cycles::{Expect, Kind, Suspend, suspend};
 use super::guest::{Guest, Limits};
 use super::watch::{Failure, Panic};
 use crate::contract::Phases;
+use crate::ending::AtEnd;
 use crate::host::{ConsoleLine, Exit, Host};
 use crate::xlcfg::GuestConfig;
 
@@ -21,6 +22,7 @@ use crate::xlcfg::GuestConfig;
 enum Fault {
     Nothing,
     CreateFails,
+    PanicsAtBoot,
     NeverPrints,
     ConsoleEnds,
     OnlineWithFewer,
@@ -153,6 +155,10 @@ impl Host for FakeHost {
             s if s.starts_with("xl create") => match self.fault {
                 Fault::CreateFails => exit(3, "xl: out of memory"),
                 Fault::NeverPrints => exit(0, ""),
+                Fault::PanicsAtBoot => {
+                    self.panics();
+                    exit(0, "")
+                }
                 Fault::ConsoleEnds => {
                     self.say = None;
                     exit(0, "")
@@ -183,9 +189,13 @@ impl Host for FakeHost {
                 self.unattended = false;
                 exit(0, "")
             }
-            s if s.starts_with("xl destroy") => exit(0, ""),
+            s if s.starts_with("# destroy the domain stasis\n") => exit(0, ""),
             other => bail!("the fake knows no `{other}`"),
         })
+    }
+
+    fn at_end(&self, _script: &str) -> Option<AtEnd> {
+        None
     }
 
     fn put(&mut self, name: &str, bytes: &[u8]) -> Result<String> {
@@ -208,28 +218,52 @@ impl Host for FakeHost {
     }
 }
 
-/// A whole run: create, wait, suspend `cycles` times, power off.
-fn run(fault: Fault, kind: Kind, cycles: u32) -> Result<(Vec<Suspend>, Vec<String>)> {
+/// A whole run on `host`: create, wait, suspend `cycles` times, power off.
+fn run_on(host: &mut FakeHost, kind: Kind, cycles: u32) -> Result<(Vec<Suspend>, Vec<String>)> {
     let short = Duration::from_millis(20);
     let limits = Limits { boot: short, transfer: short, word: short, command: short, dying: short };
     let config = GuestConfig {
         name: "stasis".into(),
         kernel: "/run/stasis.elf".into(),
-        vcpus: 8,
+        vcpus: host.vcpus,
         memory_mib: 64,
         cmdline: "workload=heartbeat".into(),
         on_reboot: "restart",
     };
     let expect = Expect::from_cmdline(&config.cmdline);
-    let mut host = FakeHost::new(fault, config.vcpus);
     let mut shown = Vec::new();
     let mut show = |line: &str| shown.push(line.to_owned());
-    let mut guest = Guest::create(&mut host, config, limits, None, &mut show)?;
+    let mut guest = Guest::create(host, config, limits, None, &mut show)?;
     guest.wait_online()?;
     guest.wait_heartbeats(2)?;
     let done = (0..cycles).map(|_| suspend(&mut guest, kind, expect)).collect::<Result<Vec<_>>>()?;
     guest.power_off()?;
+    drop(guest);
     Ok((done, shown))
+}
+
+fn run(fault: Fault, kind: Kind, cycles: u32) -> Result<(Vec<Suspend>, Vec<String>)> {
+    run_on(&mut FakeHost::new(fault, 8), kind, cycles)
+}
+
+#[test]
+fn nothing_of_a_failed_guest_is_left() {
+    for (fault, destroyed) in [
+        (Fault::Nothing, false),
+        (Fault::CreateFails, true),
+        (Fault::PanicsAtBoot, true),
+        (Fault::NeverPrints, true),
+        (Fault::CommandHangs, true),
+        (Fault::LeavesThingsBehind, true),
+    ] {
+        let mut host = FakeHost::new(fault, 8);
+        assert_eq!(run_on(&mut host, Kind::Migrate, 1).is_err(), destroyed, "{fault:?}");
+        let last = host.scripts.last().map(String::as_str).unwrap_or_default();
+        for name in ["stasis", "stasis--incoming", "stasis--migratedaway", "/var/lib/xen/stasis.save"] {
+            let cleared = last.starts_with("# destroy the domain") && last.split([' ', '\'', ';']).any(|w| w == name);
+            assert_eq!(cleared, destroyed, "{fault:?}, {name}: {last}");
+        }
+    }
 }
 
 fn error_of(fault: Fault, kind: Kind) -> (String, Option<Failure>) {

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Error, Result, anyhow};
 
 use crate::contract::{Event, Said};
+use crate::drive::domain::{Domain, has_shut_down};
 use crate::drive::watch::{Failure, Watch};
 use crate::host::{Exit, Host};
 use crate::symbolise::{Pc, Symbols};
@@ -50,9 +51,9 @@ impl Limits {
     }
 }
 
-/// A running guest.
+/// A running guest. Dropping it destroys its domain, unless that was seen to be gone.
 pub struct Guest<'h> {
-    host: &'h mut dyn Host,
+    domain: Domain<'h>,
     config: GuestConfig,
     limits: Limits,
     watch: Watch,
@@ -67,7 +68,7 @@ impl<'h> Guest<'h> {
     /// `show` gets every console line; `image` is where backtraces are looked up.
     ///
     /// # Errors
-    /// When xl refuses, with its words.
+    /// When xl refuses, with its words, and when the guest has failed already; nothing of it is left then.
     pub fn create(
         host: &'h mut dyn Host,
         config: GuestConfig,
@@ -78,7 +79,8 @@ impl<'h> Guest<'h> {
         let path = host.put(&format!("{}.cfg", config.name), config.render().as_bytes())?;
         host.follow(&config.name)?;
         let watch = Watch::new(config.vcpus);
-        let mut guest = Guest { host, config, limits, watch, heard: VecDeque::new(), image, show };
+        let domain = Domain::new(host, &config.name);
+        let mut guest = Guest { domain, config, limits, watch, heard: VecDeque::new(), image, show };
         guest.command_ok(&format!("xl create {path}"), guest.limits.boot)?;
         Ok(guest)
     }
@@ -103,7 +105,7 @@ impl<'h> Guest<'h> {
     /// # Errors
     /// The guest's failure if there is one, else the host's.
     pub fn command(&mut self, script: &str, limit: Duration) -> Result<Exit> {
-        let ended = self.host.sh(script, limit);
+        let ended = self.domain.host().sh(script, limit);
         let what = brief(script);
         if let Err(failure) = self.drain() {
             let output = match &ended {
@@ -201,8 +203,9 @@ impl<'h> Guest<'h> {
         let script = format!(
             "# wait until domain {domid} has shut down, and destroy it\n\
              i=0; while xl list {domid} >/dev/null 2>&1; do \
-             if xl list {domid} | tail -n 1 | grep -q -e '-[-p]s'; then xl destroy {domid}; exit; fi; \
-             i=$((i+1)); if [ $i -ge 150 ]; then xl list; exit 1; fi; sleep 0.2; done"
+             if {}; then xl destroy {domid}; exit; fi; \
+             i=$((i+1)); if [ $i -ge 150 ]; then xl list; exit 1; fi; sleep 0.2; done",
+            has_shut_down(domid)
         );
         self.command_ok(&script, self.limits.transfer).context("the domain does not shut down").map(drop)
     }
@@ -218,12 +221,9 @@ impl<'h> Guest<'h> {
              i=$((i+1)); if [ $i -ge 150 ]; then xl list; xenstore-ls -f /local/domain/{domid}; exit 1; fi; \
              sleep 0.2; done"
         );
-        self.command_ok(&script, self.limits.transfer).context("the domain does not go away").map(drop)
-    }
-
-    /// Ends the domain, whatever state it is in; for clearing up after a failure, so errors are dropped.
-    pub fn destroy(self) {
-        let _ = self.host.sh(&format!("xl destroy {} 2>&1", self.config.name), Duration::from_secs(15));
+        self.command_ok(&script, self.limits.transfer).context("the domain does not go away")?;
+        self.domain.is_gone();
+        Ok(())
     }
 
     /// Takes in one line, waiting for it until the deadline. `false`: none came.
@@ -231,7 +231,7 @@ impl<'h> Guest<'h> {
         let left = deadline.saturating_duration_since(Instant::now());
         // Nobody waits minutes for the rest of a dying guest's words.
         let patience = if self.watch.dying().is_some() { left.min(self.limits.dying) } else { left };
-        match self.host.lines().recv_timeout(patience) {
+        match self.domain.host().lines().recv_timeout(patience) {
             Ok(line) => {
                 self.take(&line.domain, &line.text)?;
                 Ok(true)
@@ -245,7 +245,7 @@ impl<'h> Guest<'h> {
     }
 
     fn drain(&mut self) -> Result<()> {
-        while let Ok(line) = self.host.lines().try_recv() {
+        while let Ok(line) = self.domain.host().lines().try_recv() {
             self.take(&line.domain, &line.text)?;
         }
         while self.watch.dying().is_some() {

@@ -2,7 +2,7 @@
 //!
 //! Owns the checks that this really is a working dom0, a private directory for files, and the thread that
 //! follows consoles. Scripts run as processes here, in a process group of their own, and are killed with their
-//! children at their limit. Consoles are read from xenconsoled's logs where it writes them (`--log=guest`);
+//! children at their limit and when a signal ends us. Consoles are read from xenconsoled's logs where it writes them (`--log=guest`);
 //! elsewhere `xl console` is attached and attached again, which loses nothing either: xenconsoled keeps a
 //! domain's output until somebody has read it.
 //!
@@ -12,7 +12,7 @@
 use std::io::Read;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::{ConsoleLine, Exit, Host};
+use crate::ending::{self, AtEnd, Temporary};
 use crate::lab::{Follower, Splitter};
 
 /// Where Debian's xenconsoled writes guests' logs, if it writes any.
@@ -29,10 +30,13 @@ const LOGS: &str = "/var/log/xen/console";
 /// How often a running script and the console logs are looked at.
 const POLL: Duration = Duration::from_millis(25);
 
+/// How long the last scripts may take when a signal ends us.
+const AT_END: Duration = Duration::from_secs(60);
+
 /// This machine, found to be a dom0.
 pub struct ThisHost {
     description: String,
-    inbox: PathBuf,
+    inbox: Temporary,
     scripts: u32,
     lines: Receiver<ConsoleLine>,
     lines_to: Sender<ConsoleLine>,
@@ -65,6 +69,7 @@ impl ThisHost {
             .mode(0o700)
             .create(&inbox)
             .with_context(|| format!("creating {}", inbox.display()))?;
+        let inbox = Temporary::new(inbox);
         let (lines_to, lines) = channel();
         let consoles = if xenconsoled_logs_guests() {
             Consoles::Logs(follow_logs(Path::new(LOGS), lines_to.clone()))
@@ -76,33 +81,42 @@ impl ThisHost {
     }
 }
 
-impl Drop for ThisHost {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.inbox) {
-            eprintln!("{} is left behind: {error}", self.inbox.display());
-        }
-    }
-}
-
 impl Host for ThisHost {
     fn describe(&self) -> String {
         self.description.clone()
     }
 
     fn sh(&mut self, script: &str, limit: Duration) -> Result<Exit> {
+        if ending::begun() {
+            bail!("interrupted");
+        }
         self.scripts += 1;
-        let path = self.inbox.join(format!(".output-{}", self.scripts));
+        let path = self.inbox.path().join(format!(".output-{}", self.scripts));
         let exit = run(script, limit, &path);
         // It may never have been made.
         let _ = std::fs::remove_file(path);
         exit
     }
 
+    fn at_end(&self, script: &str) -> Option<AtEnd> {
+        let (script, path) = (script.to_owned(), self.inbox.path().join(".output-at-end"));
+        Some(ending::at_end(move || {
+            // The user sees what takes the time, and what to do where it fails.
+            let title = first_line(&script).to_owned();
+            eprintln!("{title} ...");
+            match run(&script, AT_END, &path) {
+                Ok(exit) if exit.ok() => {}
+                Ok(exit) => eprintln!("{title}: failed; look at `xl list`\n{}", exit.output.trim_end()),
+                Err(error) => eprintln!("{title}: failed; look at `xl list`\n{error:#}"),
+            }
+        }))
+    }
+
     fn put(&mut self, name: &str, bytes: &[u8]) -> Result<String> {
         if name.is_empty() || name.contains('/') {
             bail!("{name:?} is no plain file name");
         }
-        let path = self.inbox.join(name);
+        let path = self.inbox.path().join(name);
         std::fs::write(&path, bytes).with_context(|| format!("writing {}", path.display()))?;
         Ok(path.display().to_string())
     }
@@ -131,7 +145,10 @@ impl Host for ThisHost {
     }
 
     fn interactive(&mut self, domain: &str) -> Result<()> {
-        let status = Command::new("xl").args(["console", domain]).status().context("starting xl console")?;
+        let _terminal = crate::lab::Terminal::kept();
+        let mut console = Command::new("xl").args(["console", domain]).spawn().context("starting xl console")?;
+        let _with_us = ending::kill_alone(&console);
+        let status = console.wait().context("waiting for xl console")?;
         if !status.success() {
             bail!("xl console {domain} ended with {status}");
         }
@@ -240,6 +257,7 @@ fn run(script: &str, limit: Duration, path: &Path) -> Result<Exit> {
         .stderr(file)
         .spawn()
         .context("starting a shell")?;
+    let _with_us = ending::kill_group_of(&child, "KILL");
     let end = Instant::now() + limit;
     let status = loop {
         if let Some(status) = child.try_wait().context("waiting for a script")? {
@@ -251,7 +269,7 @@ fn run(script: &str, limit: Duration, path: &Path) -> Result<Exit> {
             bail!(
                 "still running after {} s, so killed: {}\n{}",
                 limit.as_secs(),
-                script.lines().find(|line| !line.trim().is_empty()).unwrap_or("").trim(),
+                first_line(script),
                 String::from_utf8_lossy(&output).trim_end()
             );
         }
@@ -262,11 +280,15 @@ fn run(script: &str, limit: Duration, path: &Path) -> Result<Exit> {
     Ok(Exit { code, output: String::from_utf8_lossy(&output).into_owned() })
 }
 
+/// What a script is called in messages; a comment's text where it starts with one.
+fn first_line(script: &str) -> &str {
+    let line = script.lines().find(|line| !line.trim().is_empty()).unwrap_or("").trim();
+    line.trim_start_matches("# ")
+}
+
 /// Kills a script with the children that it has in its process group.
 fn kill(child: &mut Child) {
-    // All of them may have ended by themselves just now. In this spelling every shell knows it.
-    let kill = format!("kill -KILL -{}", child.id());
-    let _ = Command::new("sh").arg("-c").arg(kill).stderr(Stdio::null()).status();
+    ending::kill(&format!("-{}", child.id()), "KILL");
     // Should that have failed, at least the wait below must end.
     let _ = child.kill();
     let _ = child.wait();

@@ -4,10 +4,13 @@
 //! where it would tear the progress lines apart; the end of it becomes part of the error.
 
 use std::fmt::Write as _;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
+
+use crate::ending;
 
 /// How many of a failed program's last lines are shown.
 const SHOWN: usize = 15;
@@ -26,17 +29,21 @@ pub(super) fn output(what: &str, command: &mut Command) -> Result<String> {
     bail!("{what} failed ({status}): {command:?}\n{}", tail(&all, SHOWN));
 }
 
-/// Runs `command` for its effect. All that it writes goes to the file `log`.
+/// Runs `command` for its effect; its children end with us. All that it writes goes to the file `log`.
 /// # Errors
-/// When it cannot be started or does not end with 0, with the end of the log and its name.
+/// When it cannot be started or does not end with 0, with the end of the log.
 pub(super) fn logged(what: &str, command: &mut Command, log: &Path) -> Result<()> {
     let file = std::fs::File::create(log).with_context(|| format!("creating {}", log.display()))?;
-    let status = command
+    let mut child = command
         .stdin(Stdio::null())
         .stdout(file.try_clone().context("a second handle for the log")?)
         .stderr(file)
-        .status()
+        .process_group(0)
+        .spawn()
         .with_context(|| format!("{what}: cannot start {command:?}"))?;
+    let with_us = ending::kill_group_of(&child, "TERM");
+    let status = child.wait().with_context(|| format!("{what}: waiting for {command:?}"))?;
+    drop(with_us);
     if status.success() {
         return Ok(());
     }

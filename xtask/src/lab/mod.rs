@@ -38,6 +38,7 @@ pub use size::{Memory, memory_for};
 
 pub(crate) use link::Splitter;
 pub(crate) use tail::Follower;
+pub(crate) use terminal::Terminal;
 
 use std::fs::File;
 use std::io::Read;
@@ -47,6 +48,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 
+use crate::ending::{AtEnd, Temporary};
 use crate::host::{ConsoleLine, Exit, Host, Progress};
 use link::Link;
 use qemu::{Accelerator, Machine, Qemu, Wiring};
@@ -94,12 +96,13 @@ impl Lab {
         let logs = config.logs.canonicalize().with_context(|| format!("resolving {}", config.logs.display()))?;
 
         progress.stage("booting Xen and dom0");
-        let archives = logs.join("initramfs.cpio");
+        let initramfs_file = Temporary::new(logs.join("initramfs.cpio"));
+        let archives = initramfs_file.path();
         let agent = std::fs::read(&prepared.agent).context("reading the agent")?;
         // The kernel takes one initramfs from Xen: base and overlay behind each other.
         let mut initramfs = std::fs::read(&prepared.base).context("reading dom0's base archive")?;
         initramfs.extend(dom0::overlay(&agent));
-        std::fs::write(&archives, initramfs).with_context(|| format!("writing {}", archives.display()))?;
+        std::fs::write(archives, initramfs).with_context(|| format!("writing {}", archives.display()))?;
 
         let accelerator = Accelerator::choose(&prepared.xen)?;
         progress.note(&format!("QEMU with {}", accelerator.name()));
@@ -109,7 +112,7 @@ impl Lab {
             memory_mib: config.memory.machine_mib,
             xen: prepared.xen.clone(),
             xen_args: xen_args(config.memory.dom0_mib, config.host_cpus.min(4), &config.xen_args),
-            modules: vec![(prepared.kernel.clone(), dom0_args()), (archives.clone(), String::new())],
+            modules: vec![(prepared.kernel.clone(), dom0_args()), (archives.to_owned(), String::new())],
         };
         let wiring = Wiring::VirtioPort { serial_log: logs.join("console.log") };
         let (qemu, streams) = Qemu::start(&machine, &wiring)?;
@@ -117,7 +120,7 @@ impl Lab {
         let link = Link::new(streams.stdout, streams.stdin);
         let mut lab = Self { qemu, link, logs, description: String::new() };
         lab.await_agent().map_err(|error| lab.explain(error))?;
-        std::fs::remove_file(&archives).with_context(|| format!("removing {}", archives.display()))?;
+        drop(initramfs_file);
 
         progress.note("starting xenstored and xenconsoled");
         lab.sh(&format!("/lab/up {}", dom0::CONSOLE_LOGS), UP_LIMIT)?.expect_ok("starting the toolstack in dom0")?;
@@ -187,6 +190,10 @@ impl Host for Lab {
 
     fn sh(&mut self, script: &str, limit: Duration) -> Result<Exit> {
         self.link.run(script, limit).map_err(|error| self.explain(error))
+    }
+
+    fn at_end(&self, _script: &str) -> Option<AtEnd> {
+        None
     }
 
     fn put(&mut self, name: &str, bytes: &[u8]) -> Result<String> {

@@ -1,8 +1,8 @@
 //! One QEMU process: how it is started, and that it never outlives us.
 //!
 //! Owns the process. It ends when the [`Qemu`] is dropped, and also when we are killed: `setpriv` asks the
-//! kernel to send it SIGKILL with its parent. That parent is the *thread* that started it, so a thread is kept
-//! for as long as QEMU lives. QEMU has a process group of its own: a Ctrl-C in the terminal is for xtask.
+//! kernel to send it SIGKILL with its parent, and a shell looks whether that parent was still there by then. The
+//! parent is the *thread* that started it, so a thread is kept for as long as QEMU lives. QEMU has a process group of its own: a Ctrl-C in the terminal is for xtask.
 //!
 //! Turned down: `prctl` in a `pre_exec` hook, which is unsafe code for what a program of Debian's essential
 //! set does; and QEMU's `-daemonize`, with a pid file to go stale.
@@ -180,8 +180,8 @@ impl Machine {
 impl Qemu {
     /// Starts QEMU.
     pub(super) fn start(machine: &Machine, wiring: &Wiring) -> Result<(Self, Streams)> {
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--", PROGRAM]).args(machine.arguments(wiring));
+        let mut command = child_of(std::process::id(), PROGRAM);
+        command.args(machine.arguments(wiring));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let (stop, stopped) = channel();
         let (started_to, started) = channel();
@@ -214,6 +214,15 @@ impl Drop for Qemu {
             let _ = keeper.join();
         }
     }
+}
+
+/// A command for `program` as a child of process `parent` that the kernel kills with the thread that started it. It does
+/// not start at all when `parent` has ended before the kernel was told.
+fn child_of(parent: u32, program: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--", "sh", "-c", "[ $PPID = $0 ] && exec \"$@\""]);
+    command.arg(parent.to_string()).arg(program);
+    command
 }
 
 /// The thread that QEMU depends on: starts it, and waits until it ends or is no longer wanted.
@@ -291,6 +300,17 @@ mod tests {
         assert_eq!(after("-initrd"), "a,,b/kernel console=hvc0 x=1,,2,initramfs");
         assert_eq!(after("-append"), "dom0_mem=1M,max:1M");
         assert_eq!(after("-chardev"), "file,id=serial,path=logs,,1/xen.log");
+    }
+
+    #[test]
+    #[cfg(not(miri))]
+    fn a_child_starts_only_for_the_parent_that_asked() {
+        let said = |parent: u32| {
+            let output = child_of(parent, "echo").arg("$0 'a b'").output().expect("setpriv is essential in Debian");
+            String::from_utf8(output.stdout).expect("our own words")
+        };
+        assert_eq!(said(std::process::id()), "$0 'a b'\n");
+        assert_eq!(said(1), "", "its parent has ended, and the first process took it over");
     }
 
     #[test]

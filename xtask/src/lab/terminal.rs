@@ -1,7 +1,7 @@
 //! The user's terminal while a guest's console is joined to it.
 //!
 //! Owns raw mode and Ctrl-]. Raw mode is set and put back by `stty`, so that this needs no unsafe code; it is put
-//! back however the session ends, short of SIGKILL. Where stdin is no terminal, bytes are passed on as they come.
+//! back however the session ends, by a signal too ([`crate::ending`]), short of SIGKILL. Where stdin is no terminal, bytes are passed on as they come.
 //!
 //! The thread that reads stdin cannot be interrupted: it lives until the process ends or the next byte is typed,
 //! and that byte is lost. A program that asks the user something afterwards would notice; ours does not ask.
@@ -13,13 +13,15 @@ use std::sync::mpsc::{Receiver, channel};
 use anyhow::{Context, Result, bail};
 
 use super::link::FromTerminal;
+use crate::ending::{self, AtEnd};
 
 /// Ctrl-], as `xl console` and telnet have it.
 const ESCAPE: u8 = 0x1d;
 
 /// Runs `session` with what is typed.
 pub(super) fn joined(session: impl FnOnce(&Receiver<FromTerminal>) -> Result<()>) -> Result<()> {
-    let _raw = std::io::stdin().is_terminal().then(Raw::set).transpose()?;
+    let terminal = Terminal::kept();
+    terminal.as_ref().map(Terminal::raw).transpose()?;
     let (typed, received) = channel();
     std::thread::spawn(move || {
         let mut buffer = [0; 1024];
@@ -44,25 +46,38 @@ fn events(bytes: &[u8]) -> Vec<FromTerminal> {
     }
 }
 
-/// Raw mode, for as long as this lives.
-struct Raw {
+/// The terminal's settings as they were, put back when this is dropped and when a signal ends us.
+pub(crate) struct Terminal {
     before: String,
+    _word: AtEnd,
 }
 
-impl Raw {
-    fn set() -> Result<Self> {
-        let before = stty(&["-g"])?.trim().to_owned();
-        // With line ends made whole: a guest that ends its lines with LF alone is read the same.
-        stty(&["raw", "-echo", "opost", "onlcr"])?;
-        Ok(Self { before })
+impl Terminal {
+    /// Keeps the settings for a program that will change them; `None` where stdin is no terminal.
+    pub(crate) fn kept() -> Option<Self> {
+        if !std::io::stdin().is_terminal() {
+            return None;
+        }
+        let before = stty(&["-g"]).ok()?.trim().to_owned();
+        let settings = before.clone();
+        Some(Self { before, _word: ending::at_end(move || put_back(&settings)) })
+    }
+
+    /// Sets raw mode, with line ends made whole: a guest that ends its lines with LF alone is read the same.
+    fn raw(&self) -> Result<()> {
+        stty(&["raw", "-echo", "opost", "onlcr"]).map(drop)
     }
 }
 
-impl Drop for Raw {
+impl Drop for Terminal {
     fn drop(&mut self) {
-        if stty(&[&self.before]).is_err() {
-            eprintln!("the terminal could not be put back; `stty sane` does it");
-        }
+        put_back(&self.before);
+    }
+}
+
+fn put_back(settings: &str) {
+    if stty(&[settings]).is_err() {
+        eprintln!("the terminal could not be put back; `stty sane` does it");
     }
 }
 
