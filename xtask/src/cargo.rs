@@ -100,7 +100,9 @@ pub fn run_ok(command: Command, log: &Path, on_line: &mut dyn FnMut(&str)) -> Re
     let line = describe(&command);
     let ran = run(command, log, on_line)?;
     if !ran.success {
-        bail!("`{line}` failed:\n{}\n(all of it: {})", tail(&ran.output, 40), log.display());
+        // Cargo's messages for programs are for us, not for the user.
+        let said: Vec<&str> = ran.output.lines().filter(|line| !line.starts_with('{')).collect();
+        bail!("`{line}` failed:\n{}\n(all of it: {})", tail(&said.join("\n"), 40), log.display());
     }
     Ok(ran.output)
 }

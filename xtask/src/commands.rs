@@ -13,11 +13,11 @@ pub mod steps;
 pub mod suspend;
 pub mod test;
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::cargo;
 use crate::host::{Host, Progress, ThisHost};
@@ -31,6 +31,8 @@ pub struct Session {
     pub terminal: Terminal,
     /// A directory of its own, empty at the start.
     pub logs: PathBuf,
+    /// Held for its lock only: the directory is ours.
+    _lock: File,
 }
 
 impl Session {
@@ -49,19 +51,20 @@ impl Session {
         Session::at(logs)
     }
 
-    /// Starts with this log directory, emptied.
+    /// Starts with this log directory, emptied; with `LOGS-2` and so on while another run has it.
     ///
     /// # Errors
     /// When it cannot be made.
     pub fn at(logs: PathBuf) -> Result<Session> {
+        let (logs, lock) = claim(&logs)?;
         empty_dir(&logs)?;
-        Ok(Session { terminal: Terminal::new(), logs })
+        Ok(Session { terminal: Terminal::new(), logs, _lock: lock })
     }
 
     /// Ends the command: what happened (or what went wrong), then where the logs are.
     ///
     /// # Errors
-    /// The error it was given, so that `main` prints it last.
+    /// The error it was given, with the logs after it, so that `main` prints it last.
     pub fn end(self, outcome: Result<String>) -> Result<()> {
         let logs = format!("logs: {}", relative(&self.logs));
         match outcome {
@@ -72,7 +75,7 @@ impl Session {
             }
             Err(error) => {
                 self.terminal.abandon();
-                Err(error.context(format!("failed; {logs}")))
+                Err(anyhow!("{error:#}\n{logs}"))
             }
         }
     }
@@ -81,6 +84,29 @@ impl Session {
 /// A path below the workspace as one would type it there.
 pub fn relative(path: &Path) -> String {
     path.strip_prefix(cargo::root()).unwrap_or(path).display().to_string()
+}
+
+/// The first of `dir`, `dir-2`, `dir-3` … that no other run uses, and the lock that says so. It lies beside the directory,
+/// which is to be emptied.
+fn claim(dir: &Path) -> Result<(PathBuf, File)> {
+    const MOST: u32 = 99;
+    let below = dir.parent().context("a log directory lies below another")?;
+    let name = dir.file_name().context("a log directory has a name")?.to_string_lossy();
+    fs::create_dir_all(below).with_context(|| format!("cannot make {}", below.display()))?;
+    for number in 1..=MOST {
+        let name = if number == 1 { name.to_string() } else { format!("{name}-{number}") };
+        let path = below.join(format!(".{name}.lock"));
+        let file = File::options().create(true).append(true).open(&path);
+        let file = file.with_context(|| format!("cannot write {}", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => return Ok((below.join(name), file)),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("locking {}", path.display()));
+            }
+        }
+    }
+    bail!("{MOST} runs log to {} already", dir.display())
 }
 
 fn empty_dir(dir: &Path) -> Result<()> {
@@ -112,10 +138,13 @@ pub struct Needs {
 /// With what is missing and what to do about it.
 pub fn open(place: PlaceOptions, needs: Needs, session: &Session) -> Result<Box<dyn Host + Send>> {
     match place.on {
+        On::Host if place.host_cpus.is_some() || place.stock_xen => {
+            bail!("--host-cpus and --stock-xen choose what the lab is like; on this machine Xen is as it is")
+        }
         On::Host => Ok(Box::new(ThisHost::new()?)),
         On::Lab => {
             let config = LabConfig {
-                host_cpus: place.host_cpus,
+                host_cpus: place.host_cpus.unwrap_or(lab::USUAL_CPUS),
                 memory: lab::memory_for(needs.vcpus, needs.memory_mib, needs.copies),
                 shadow_xen: needs.log_dirty && !place.stock_xen,
                 xen_args: Vec::new(),
@@ -131,5 +160,28 @@ pub fn domain_name(place: PlaceOptions) -> String {
     match place.on {
         On::Lab => "stasis".to_owned(),
         On::Host => format!("stasis-{}", std::process::id()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_runs_do_not_share_their_logs() {
+        if cfg!(miri) {
+            return;
+        }
+        let below = std::env::temp_dir().join(format!("stasis-logs-{}", std::process::id()));
+        let first = Session::at(below.join("migrate")).expect("ours");
+        fs::write(first.logs.join("console.log"), "x").expect("ours");
+        let second = Session::at(below.join("migrate")).expect("ours");
+        assert_eq!(second.logs, below.join("migrate-2"));
+        assert!(first.logs.join("console.log").exists());
+        drop(first);
+        let third = Session::at(below.join("migrate")).expect("ours");
+        assert_eq!(third.logs, below.join("migrate"));
+        assert!(!third.logs.join("console.log").exists(), "what an earlier run left is cleared");
+        fs::remove_dir_all(below).expect("ours");
     }
 }

@@ -104,10 +104,13 @@ pub trait Host {
 /// Whether `xl info` lists shadow paging among `virt_caps`.
 /// Source: tools/xl/xl_info.c, `output_physinfo`; xen/arch/x86/sysctl.c, `arch_do_physinfo`.
 fn virt_caps_have_shadow(info: &str) -> bool {
-    info.lines()
-        .filter_map(|line| line.split_once(':'))
-        .filter(|(key, _)| key.trim() == "virt_caps")
-        .any(|(_, caps)| caps.split_whitespace().any(|cap| cap == "shadow"))
+    info_value(info, "virt_caps").split_whitespace().any(|cap| cap == "shadow")
+}
+
+/// What `xl info` says under `key`; "?" where it does not.
+pub(crate) fn info_value<'a>(info: &'a str, key: &str) -> &'a str {
+    let found = info.lines().filter_map(|line| line.split_once(':')).find(|(name, _)| name.trim() == key);
+    found.map_or("?", |(_, value)| value.trim())
 }
 
 /// `text` as one word for a POSIX shell, whatever is in it.
@@ -127,8 +130,10 @@ pub trait Progress: Send + Sync {
 }
 
 /// A [`Progress`] that says nothing.
-pub struct Silent;
+#[cfg(test)]
+pub(crate) struct Silent;
 
+#[cfg(test)]
 impl Progress for Silent {
     fn stage(&self, _name: &str) {}
     fn note(&self, _text: &str) {}

@@ -39,9 +39,9 @@ pub struct PlaceOptions {
     /// Run in the lab or on this machine's own Xen.
     #[arg(long, value_enum, default_value_t = On::Lab)]
     pub on: On,
-    /// Lab only: processors of the emulated machine.
-    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub host_cpus: u32,
+    /// Lab only: processors of the emulated machine; 2 where not given.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub host_cpus: Option<u32>,
     /// Lab only: Debian's Xen as it is.
     ///
     /// It has no shadow paging, so it cannot live-migrate PV guests; everything else works, and the time that

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::cargo;
+use crate::image::TARGET;
 
 /// Crates that only make sense on the host: no loom, no Miri.
 const HOST_TOOLS: [&str; 3] = ["xtask", "tests", "benches"];
@@ -37,7 +38,7 @@ impl Member {
     }
 }
 
-/// A crate that ends up in one of our binaries.
+/// Somebody else's crate that we build with: for the image, the host tool or the tests of either.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dependency {
     /// Name and version.
@@ -51,7 +52,7 @@ pub struct Dependency {
 pub struct Workspace {
     /// Our crates.
     pub members: Vec<Member>,
-    /// Other people's crates, for this platform, tests' included.
+    /// Other people's crates, for the platforms of the image and of the host tool.
     pub dependencies: Vec<Dependency>,
 }
 
@@ -62,7 +63,10 @@ impl Workspace {
     /// When cargo fails or answers something unexpected.
     pub fn load() -> Result<Workspace> {
         let mut command = cargo::cargo();
-        command.args(["metadata", "--format-version=1", "--filter-platform=x86_64-unknown-linux-gnu"]);
+        command.args(["metadata", "--format-version=1"]);
+        for platform in ["x86_64-unknown-linux-gnu", TARGET] {
+            command.args(["--filter-platform", platform]);
+        }
         read(&cargo::capture(command)?)
     }
 }

@@ -7,16 +7,16 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Error, Result, anyhow};
+use anyhow::{Error, Result, anyhow, bail};
 use clap::Args;
 
 use super::Session;
 use crate::drive::direct::{Goal, Judge, Told};
-use crate::drive::guest::backtrace;
+use crate::drive::guest::explained;
 use crate::drive::watch::Failure;
 use crate::host::Progress;
 use crate::lab::{self, DirectConfig, DirectEnd, Prepared};
-use crate::options::{GuestOptions, LogOptions};
+use crate::options::{GuestOptions, LogOptions, On};
 use crate::{image, report, xlcfg};
 
 /// Options of the command.
@@ -24,8 +24,11 @@ use crate::{image, report, xlcfg};
 pub struct DirectOptions {
     #[command(flatten)]
     guest: GuestOptions,
+    /// Only the lab has a machine whose initial domain can be ours.
+    #[arg(long, value_enum, default_value_t = On::Lab)]
+    on: On,
     /// Processors of the emulated machine.
-    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(long, default_value_t = lab::USUAL_CPUS, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     host_cpus: u32,
     /// Heartbeats to see under workload=heartbeat, one a second, before the run is good.
     #[arg(long, default_value_t = 5, value_name = "N")]
@@ -42,6 +45,9 @@ pub struct DirectOptions {
 /// # Errors
 /// When the guest fails or does not reach what its command line asks for.
 pub fn run(options: &DirectOptions) -> Result<()> {
+    if options.on == On::Host {
+        bail!("this machine's initial domain is its dom0; the kernel can take that place in the lab only");
+    }
     let session = Session::start("direct", options.logs)?;
     let outcome = all_of_it(&session, options);
     session.end(outcome)
@@ -107,11 +113,5 @@ pub fn boot(prepared: &Prepared, config: &DirectConfig, goal: Goal, show: &mut d
 }
 
 fn explain(failure: Failure, image: &Path, judge: &Judge) -> Error {
-    let mut text = failure.to_string();
-    if let Failure::Panic(panic) = &failure {
-        for line in backtrace(&panic.pcs, Some(image)) {
-            text.push_str(&format!("\n    {line}"));
-        }
-    }
-    Error::new(failure).context(format!("{text}\nlast words:\n{}", judge.last_words()))
+    explained(failure, Some(image), &format!("last words:\n{}", judge.last_words()))
 }

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use crate::contract::{Event, Phases};
 use crate::drive::domain::image;
 use crate::drive::guest::Guest;
+use crate::drive::watch::is_memory_check;
 
 /// A way to suspend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +54,10 @@ impl Kind {
     }
 }
 
+/// Heartbeats to see after a suspend: an event that it has cost is known at the latest in the fourth
+/// (`kernel/src/workload/heartbeat.rs`).
+const HEARTBEATS_AFTER: u32 = 4;
+
 /// One suspend that went well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Suspend {
@@ -89,19 +94,17 @@ impl Expect {
 /// # Errors
 /// When xl fails, the guest fails, or it does not say what it must.
 pub fn suspend(guest: &mut Guest<'_>, kind: Kind, expect: Expect) -> Result<Suspend> {
-    let checks_before = guest.watch().checks_passed();
+    let checks_before = guest.watch().memory_checks();
     let started = Instant::now();
     let script = kind.script(guest.name());
     guest.command_ok(&script, guest.limits().transfer)?;
     let took = started.elapsed();
     let done = came_back(guest, kind, took)?;
     if expect.heartbeat {
-        guest.wait_heartbeats(1).context("after the suspend")?;
-        if guest.watch().checks_passed() == checks_before {
-            let what = "the self-check of its memory (`stasis: check name=… result=pass`)";
-            guest.wait_for(what, guest.limits().word, |said| {
-                matches!(said.event, Event::Check { pass: true, .. }).then_some(())
-            })?;
+        guest.wait_heartbeats(HEARTBEATS_AFTER).context("after the suspend")?;
+        if guest.watch().memory_checks() == checks_before {
+            let what = "the self-check of its memory (`stasis: check name=memory result=pass pages=…`)";
+            guest.wait_for(what, guest.limits().word, |said| is_memory_check(said).then_some(()))?;
         }
     }
     Ok(done)

@@ -8,7 +8,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
@@ -275,26 +275,33 @@ impl<'h> Guest<'h> {
         }
     }
 
-    /// The failure with all that helps to understand it: backtrace, last words.
     fn explain(&self, failure: Failure) -> Error {
-        let mut text = failure.to_string();
-        if let Failure::Panic(panic) = &failure {
-            for line in backtrace(&panic.pcs, self.image.as_deref()) {
-                text.push_str("\n    ");
-                text.push_str(&line);
-            }
-        }
-        // The typed failure stays reachable for tests: `error.downcast_ref::<Failure>()`.
-        Error::new(failure).context(self.with_last_words(&text))
+        explained(failure, self.image.as_deref(), &self.last_words())
     }
 
     fn with_last_words(&self, text: &str) -> String {
+        format!("{text}\n{}", self.last_words())
+    }
+
+    fn last_words(&self) -> String {
         let words: Vec<&str> = self.watch.last_words().collect();
         if words.is_empty() {
-            return format!("{text}\nThe guest has said nothing at all.");
+            return "The guest has said nothing at all.".to_owned();
         }
-        format!("{text}\nThe guest's last words:\n  | {}", words.join("\n  | "))
+        format!("The guest's last words:\n  | {}", words.join("\n  | "))
     }
+}
+
+/// The failure, then all that helps to understand it: backtrace, last words. It can be had back typed, by
+/// `error.downcast_ref::<Failure>()`.
+pub fn explained(failure: Failure, image: Option<&Path>, last_words: &str) -> Error {
+    let frames = match &failure {
+        Failure::Panic(panic) => backtrace(&panic.pcs, image),
+        _ => Vec::new(),
+    };
+    let frames: String = frames.iter().map(|frame| format!("\n    {frame}")).collect();
+    let more = if frames.is_empty() { last_words.to_owned() } else { format!("called from{frames}\n{last_words}") };
+    Error::msg(more).context(failure)
 }
 
 /// A script as it is named in errors: its first line, a comment's text where it starts with one.
@@ -304,7 +311,7 @@ fn brief(script: &str) -> &str {
 }
 
 /// A backtrace in words, one line per frame; the bare addresses where there is no image.
-pub fn backtrace(pcs: &[u64], image: Option<&std::path::Path>) -> Vec<String> {
+pub fn backtrace(pcs: &[u64], image: Option<&Path>) -> Vec<String> {
     let symbols = image.and_then(|path| Symbols::open(path).ok());
     pcs.iter()
         .flat_map(|&pc| match &symbols {

@@ -106,6 +106,7 @@ pub struct Watch {
     incarnation: Option<u64>,
     continued: bool,
     checks_passed: u64,
+    memory_checks: u64,
     last_words: VecDeque<String>,
     dying: Option<Panic>,
 }
@@ -121,6 +122,7 @@ impl Watch {
             incarnation: None,
             continued: false,
             checks_passed: 0,
+            memory_checks: 0,
             last_words: VecDeque::new(),
             dying: None,
         }
@@ -140,6 +142,11 @@ impl Watch {
     /// Self-checks that said "pass" so far.
     pub fn checks_passed(&self) -> u64 {
         self.checks_passed
+    }
+
+    /// Those of them that looked at pages of its memory.
+    pub fn memory_checks(&self) -> u64 {
+        self.memory_checks
     }
 
     /// Whether it has gone on in the domain that it is in now after a suspend.
@@ -214,6 +221,7 @@ impl Watch {
             Event::Check { pass: false, .. } => Err(Failure::Check(text.to_owned())),
             Event::Check { pass: true, .. } => {
                 self.checks_passed += 1;
+                self.memory_checks += u64::from(is_memory_check(said));
                 Ok(())
             }
             Event::Panic { cpu, msg, at } => {
@@ -242,6 +250,12 @@ impl Watch {
     }
 }
 
+/// A self-check of the guest's memory that had any page to look at.
+pub fn is_memory_check(said: &Said) -> bool {
+    let pages = said.line.get("pages").and_then(|pages| pages.parse::<u64>().ok());
+    matches!(&said.event, Event::Check { name, pass: true } if name == "memory") && pages > Some(0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -264,12 +278,15 @@ mod tests {
             "stasis: heartbeat seq=1 vcpus=2 beats_min=9 max_gap_ns=1 lost=0",
             &resumed(1),
             "stasis: check name=memory result=pass pages=7",
+            "stasis: check name=memory result=pass pages=0",
+            "stasis: check name=memory result=pass",
+            "stasis: check name=timer result=pass pages=7",
             "stasis: continued incarnation=1 vcpus=2 prepare_ns=1 blackout_ns=2 resume_ns=3",
             &resumed(2),
             "stasis: something-new a=b",
         ];
         assert_eq!(feed(&mut watch, &lines), Ok(()));
-        assert_eq!(watch.checks_passed(), 1);
+        assert_eq!((watch.checks_passed(), watch.memory_checks()), (4, 1));
         assert!(!watch.continued(), "the last suspend made a new domain");
         watch.expect_shutdown();
         assert_eq!(feed(&mut watch, &["stasis: shutdown reason=poweroff"]), Ok(()));

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::{ConsoleLine, Exit, Host};
+use super::{ConsoleLine, Exit, Host, info_value};
 use crate::ending::{self, AtEnd, Temporary};
 use crate::lab::{Follower, Splitter};
 
@@ -57,7 +57,8 @@ impl ThisHost {
     /// Where it does not, with the reason: no Xen, no control domain, no `xl`, or `xl`'s own words.
     pub fn new() -> Result<Self> {
         let capabilities = std::fs::read_to_string("/proc/xen/capabilities").ok();
-        refuse(capabilities.as_deref())?;
+        let hypervisor = std::fs::read_to_string("/sys/hypervisor/type").ok();
+        refuse(capabilities.as_deref(), hypervisor.as_deref())?;
         let info = Command::new("xl").arg("info").output();
         let info = info.context("this is a control domain, but xl cannot be started; install xen-utils")?;
         if !info.status.success() {
@@ -156,9 +157,13 @@ impl Host for ThisHost {
     }
 }
 
-/// Says why this is no place for guests, judging by `/proc/xen/capabilities`, if there is such a file.
-fn refuse(capabilities: Option<&str>) -> Result<()> {
+/// Says why this is no place for guests, judging by `/proc/xen/capabilities` and `/sys/hypervisor/type`, if there are
+/// such files.
+fn refuse(capabilities: Option<&str>, hypervisor: Option<&str>) -> Result<()> {
     match capabilities {
+        None if hypervisor.is_some_and(|name| name.trim() == "xen") => {
+            bail!("this machine runs under Xen, but /proc/xen is empty; run: mount -t xenfs xenfs /proc/xen")
+        }
         None => {
             bail!("this machine does not run under Xen (no /proc/xen/capabilities); leave out --on host to use the lab")
         }
@@ -170,10 +175,7 @@ fn refuse(capabilities: Option<&str>) -> Result<()> {
 }
 
 fn described(info: &str) -> String {
-    let value = |key: &str| {
-        let found = info.lines().filter_map(|line| line.split_once(':')).find(|(name, _)| name.trim() == key);
-        found.map_or("?", |(_, value)| value.trim())
-    };
+    let value = |key: &str| info_value(info, key);
     format!(
         "this host: Xen {} ({}), {} CPUs; dom0 Linux {}",
         value("xen_version"),
@@ -300,10 +302,12 @@ mod tests {
 
     #[test]
     fn a_machine_without_xen_and_a_guest_are_refused_with_the_reason() {
-        let reason = |capabilities| format!("{:#}", refuse(capabilities).expect_err("no dom0"));
-        assert!(reason(None).contains("does not run under Xen"));
-        assert!(reason(Some("\n")).contains("not the control domain"));
-        assert!(refuse(Some("control_d\n")).is_ok());
+        let reason = |capabilities, type_| format!("{:#}", refuse(capabilities, type_).expect_err("no dom0"));
+        assert!(reason(None, None).contains("does not run under Xen"));
+        assert!(reason(None, Some("kvm\n")).contains("does not run under Xen"));
+        assert!(reason(None, Some("xen\n")).contains("mount -t xenfs xenfs /proc/xen"));
+        assert!(reason(Some("\n"), Some("xen\n")).contains("not the control domain"));
+        assert!(refuse(Some("control_d\n"), Some("xen\n")).is_ok());
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The lab's cache: what was downloaded and built once.
 //!
 //! Owns the directory, its lock and how something gets in: an artefact is a directory that is made under a
-//! temporary name and renamed when complete. So whatever exists is whole, however a run before was ended, and
-//! nothing in the cache is ever changed, only added. Names carry what the content depends on (a recipe number
+//! temporary name and renamed when it is complete and on the disk. So whatever exists is whole, however a run or the
+//! machine was ended before, and no artefact is ever changed, only added; `apt/`, which can be fetched again, is. Names carry what the content depends on (a recipe number
 //! or a hash). Removing the directory is always safe while no xtask runs.
 //!
 //! Turned down: `target/`, because `cargo clean` should not cost a download and a build of Xen.
@@ -76,6 +76,7 @@ impl Cache {
         let temporary = self.root.join(format!("{TEMPORARY}{name}-{}", std::process::id()));
         std::fs::create_dir(&temporary).with_context(|| format!("creating {}", temporary.display()))?;
         make(&temporary)?;
+        to_disk(&temporary).with_context(|| format!("writing {name} to the disk"))?;
         std::fs::rename(&temporary, &place).with_context(|| format!("moving {name} into the cache"))?;
         Ok(place)
     }
@@ -92,6 +93,19 @@ impl Cache {
         }
         Ok(())
     }
+}
+
+/// Waits until all that is in `directory` is on the disk: a rename may get there before what it renames.
+fn to_disk(directory: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            to_disk(&entry.path())?;
+        } else if entry.file_type()?.is_file() {
+            File::open(entry.path())?.sync_all()?;
+        }
+    }
+    File::open(directory)?.sync_all()
 }
 
 #[cfg(test)]

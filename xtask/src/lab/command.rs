@@ -53,8 +53,7 @@ pub(super) fn logged(what: &str, command: &mut Command, log: &Path) -> Result<()
 
 /// The last `count` lines of `text`, each indented.
 pub(super) fn tail(text: &str, count: usize) -> String {
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(count)..].iter().fold(String::new(), |mut shown, line| {
+    crate::cargo::tail(text, count).lines().fold(String::new(), |mut shown, line| {
         // Writing to a String cannot fail.
         let _ = writeln!(shown, "    {}", line.trim_end());
         shown

@@ -49,7 +49,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::ending::{AtEnd, Temporary};
-use crate::host::{ConsoleLine, Exit, Host, Progress};
+use crate::host::{ConsoleLine, Exit, Host, Progress, info_value};
 use link::Link;
 use qemu::{Accelerator, Machine, Qemu, Wiring};
 
@@ -58,6 +58,9 @@ const BOOT_LIMIT: Duration = Duration::from_secs(240);
 
 /// From the greeting to a working `xl list`.
 const UP_LIMIT: Duration = Duration::from_secs(90);
+
+/// Processors of the lab's machine where nobody asks for another number.
+pub const USUAL_CPUS: u32 = 2;
 
 /// What kind of lab to boot.
 #[derive(Debug, Clone)]
@@ -129,15 +132,6 @@ impl Lab {
         Ok(lab)
     }
 
-    /// Ends the lab. The same as dropping it, with a name.
-    pub fn shutdown(self) {}
-
-    /// Where the lab's logs are.
-    #[must_use]
-    pub fn logs(&self) -> &Path {
-        &self.logs
-    }
-
     fn await_agent(&self) -> Result<()> {
         let end = Instant::now() + BOOT_LIMIT;
         loop {
@@ -165,10 +159,7 @@ impl Lab {
 
     fn described(&mut self, config: &LabConfig, prepared: &Prepared, accelerator: Accelerator) -> Result<String> {
         let info = self.sh("xl info", UP_LIMIT)?.expect_ok("xl info")?;
-        let value = |key: &str| {
-            let found = info.lines().filter_map(|line| line.split_once(':')).find(|(name, _)| name.trim() == key);
-            found.map_or("?", |(_, value)| value.trim()).to_owned()
-        };
+        let value = |key: &str| info_value(&info, key);
         Ok(format!(
             "lab: Xen {} ({}, {}) in QEMU {}, {} CPUs, {} MiB; dom0 Linux {}, {} MiB",
             value("xen_version"),
