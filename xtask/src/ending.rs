@@ -72,7 +72,8 @@ pub fn carry_out() {
     }
 }
 
-/// Does not return while a signal is ending the process. For `main`, whose end must not overtake the handler.
+/// Does not return while a signal is ending the process. For whoever would take from the handler what it works with, begin
+/// something new, report as failed what the signal has ended, or, as `main`, end the process before it.
 pub fn give_way() {
     while begun() {
         std::thread::park();

@@ -16,7 +16,7 @@ use super::Session;
 use crate::counts::{self, Counts, Layer};
 use crate::host::Progress;
 use crate::workspace::Workspace;
-use crate::{cargo, report};
+use crate::{cargo, ending, report};
 
 /// Lines of a failing step's output that are shown at once.
 const SHOWN: usize = 60;
@@ -81,6 +81,8 @@ impl<'s> Steps<'s> {
                 terminal.whisper(line);
             }
         });
+        // A step that a signal has ended has not failed, and the next must not begin.
+        ending::give_way();
         let (success, output) = match ran {
             Ok(ran) => (ran.success, ran.output),
             Err(error) => (false, format!("{error:#}")),

@@ -50,9 +50,11 @@ impl<'h> Domain<'h> {
 
 impl Drop for Domain<'_> {
     fn drop(&mut self) {
-        if self.gone || ending::begun() {
+        if self.gone {
             return;
         }
+        // The handler of the signal clears up already, and what it needs must not be dropped under it.
+        ending::give_way();
         if let (Err(error), Some(_)) = (clear(self.host, &self.name), &self.at_end) {
             eprintln!("the domain {} may still be there; `xl destroy {0}` ends it ({error:#})", self.name);
         }

@@ -88,12 +88,11 @@ impl Host for ThisHost {
     }
 
     fn sh(&mut self, script: &str, limit: Duration) -> Result<Exit> {
-        if ending::begun() {
-            bail!("interrupted");
-        }
         self.scripts += 1;
         let path = self.inbox.path().join(format!(".output-{}", self.scripts));
-        let exit = run(script, limit, &path);
+        let exit = run(script, limit, &path, |script| Some(ending::kill_group_of(script, "KILL")));
+        // What a signal has ended is no result, and clearing up is the handler's.
+        ending::give_way();
         // It may never have been made.
         let _ = std::fs::remove_file(path);
         exit
@@ -105,7 +104,7 @@ impl Host for ThisHost {
             // The user sees what takes the time, and what to do where it fails.
             let title = first_line(&script).to_owned();
             eprintln!("{title} ...");
-            match run(&script, AT_END, &path) {
+            match run(&script, AT_END, &path, |_| None) {
                 Ok(exit) if exit.ok() => {}
                 Ok(exit) => eprintln!("{title}: failed; look at `xl list`\n{}", exit.output.trim_end()),
                 Err(error) => eprintln!("{title}: failed; look at `xl list`\n{error:#}"),
@@ -247,7 +246,8 @@ fn attached(domain: &str, lines: &Sender<ConsoleLine>) {
 }
 
 /// Runs a script with its output in the file `path`: a daemon that it leaves behind may hold a pipe for ever.
-fn run(script: &str, limit: Duration, path: &Path) -> Result<Exit> {
+/// `started` may leave word what is to become of it when a signal ends us.
+fn run(script: &str, limit: Duration, path: &Path, started: fn(&Child) -> Option<AtEnd>) -> Result<Exit> {
     let file = std::fs::File::options().create(true).append(true).open(path);
     let file = file.with_context(|| format!("creating {}", path.display()))?;
     let mut child = Command::new("sh")
@@ -259,7 +259,7 @@ fn run(script: &str, limit: Duration, path: &Path) -> Result<Exit> {
         .stderr(file)
         .spawn()
         .context("starting a shell")?;
-    let _with_us = ending::kill_group_of(&child, "KILL");
+    let _with_us = started(&child);
     let end = Instant::now() + limit;
     let status = loop {
         if let Some(status) = child.try_wait().context("waiting for a script")? {
@@ -324,10 +324,12 @@ mod tests {
     #[cfg(not(miri))]
     fn scripts_end_with_their_output_or_at_their_limit() {
         let path = std::env::temp_dir().join(format!("stasis-this-{}", std::process::id()));
-        let exit = run("echo out; echo err >&2; sleep 600 & exit 4", Duration::from_secs(60), &path).expect("it runs");
+        let exit = run("echo out; echo err >&2; sleep 600 & exit 4", Duration::from_secs(60), &path, |_| None)
+            .expect("it runs");
         assert_eq!(exit, Exit { code: 4, output: "out\nerr\n".into() });
         std::fs::remove_file(&path).expect("our own file");
-        let error = run("echo begun; sleep 600", Duration::from_millis(200), &path).expect_err("too long").to_string();
+        let ended = run("echo begun; sleep 600", Duration::from_millis(200), &path, |_| None);
+        let error = ended.expect_err("too long").to_string();
         assert!(error.contains("echo begun; sleep 600") && error.ends_with("\nbegun"), "{error}");
         std::fs::remove_file(&path).expect("our own file");
     }
