@@ -15,16 +15,6 @@ pub struct Symbols {
     loader: addr2line::Loader,
 }
 
-/// Which kind of address is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pc {
-    /// The instruction itself (a fault, a jump).
-    Exact,
-    /// What a call pushed: the instruction after the call, which may belong to the next line or even
-    /// to the next function.
-    Return,
-}
-
 impl Symbols {
     /// Opens the image.
     ///
@@ -38,12 +28,10 @@ impl Symbols {
     }
 
     /// One line of text per frame at `pc`, innermost inlined function first: `function at file:line`.
-    /// An address outside the image gives one line that says so.
-    pub fn describe(&self, pc: u64, kind: Pc) -> Vec<String> {
-        let lookup = match kind {
-            Pc::Exact => pc,
-            Pc::Return => pc.saturating_sub(1),
-        };
+    /// `pc` is what a call pushed: the instruction after the call, which may belong to the next line or even to the next
+    /// function. An address outside the image gives one line that says so.
+    pub fn describe(&self, pc: u64) -> Vec<String> {
+        let lookup = pc.saturating_sub(1);
         let mut lines = self.inlined(lookup).unwrap_or_default();
         if lines.is_empty() {
             // Assembly has a symbol but no function entry in the debug information.
@@ -121,9 +109,9 @@ mod tests {
             let file = object::File::parse(&*bytes).expect("it is an ELF");
             file.symbols().find(|s| s.name().is_ok_and(|n| n.contains("landmark"))).expect("not inlined").address()
         };
-        let text = symbols.describe(pc, Pc::Exact).join("\n");
+        let text = symbols.describe(pc + 1).join("\n");
         assert!(text.contains("landmark"), "{text}");
-        assert_eq!(symbols.describe(u64::MAX, Pc::Return), ["not in the image"]);
+        assert_eq!(symbols.describe(u64::MAX), ["not in the image"]);
     }
 
     #[test]

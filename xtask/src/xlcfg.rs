@@ -27,8 +27,6 @@ pub struct GuestConfig {
     pub memory_mib: u32,
     /// The kernel's command line.
     pub cmdline: String,
-    /// What happens after it shuts down by itself or dies; `on_crash` is always "preserve".
-    pub on_reboot: &'static str,
 }
 
 impl GuestConfig {
@@ -46,7 +44,8 @@ impl GuestConfig {
         key("maxmem", &self.memory_mib.to_string());
         key("vcpus", &self.vcpus.to_string());
         key("extra", &quote(&self.cmdline));
-        key("on_reboot", &quote(self.on_reboot));
+        key("on_reboot", &quote("restart"));
+        // Whoever made the domain looks at what it left and destroys it.
         key("on_crash", &quote("preserve"));
         if let Some(ports) = self.ports_needed() {
             key("max_event_channels", &ports.to_string());
@@ -85,7 +84,6 @@ mod tests {
             vcpus,
             memory_mib: 64,
             cmdline: r#"workload=heartbeat note="a\b""#.into(),
-            on_reboot: "restart",
         }
     }
 

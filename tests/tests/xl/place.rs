@@ -64,7 +64,6 @@ impl Place {
             vcpus,
             memory_mib,
             cmdline: "workload=heartbeat".to_owned(),
-            on_reboot: "restart",
         };
         let mut transcript = Transcript::open(&self.logs, &format!("guest-{name}"))?;
         let mut show = |line: &str| transcript.line(line);

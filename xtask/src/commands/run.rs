@@ -48,7 +48,6 @@ fn all_of_it(session: &Session, options: &RunOptions) -> Result<String> {
         vcpus: *vcpus,
         memory_mib: *memory,
         cmdline: xlcfg::cmdline("heartbeat", extra),
-        on_reboot: "restart",
     };
     let path = host.put("stasis.cfg", config.render().as_bytes())?;
     session.terminal.stage("starting the guest");

@@ -60,7 +60,6 @@ fn all_of_it(session: &Session, kind: Kind, options: &SuspendOptions) -> Result<
         vcpus: *vcpus,
         memory_mib: *memory,
         cmdline: xlcfg::cmdline("heartbeat", extra),
-        on_reboot: "restart",
     };
     let expect = Expect::from_cmdline(&config.cmdline);
     session.terminal.stage("starting the guest");

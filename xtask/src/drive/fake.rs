@@ -230,7 +230,6 @@ fn run_on(host: &mut FakeHost, kind: Kind, cycles: u32) -> Result<(Vec<Suspend>,
         vcpus: host.vcpus,
         memory_mib: 64,
         cmdline: "workload=heartbeat".into(),
-        on_reboot: "restart",
     };
     let expect = Expect::from_cmdline(&config.cmdline);
     let mut shown = Vec::new();

@@ -18,7 +18,7 @@ use crate::contract::{Event, Said};
 use crate::drive::domain::{Domain, has_shut_down};
 use crate::drive::watch::{Failure, Watch};
 use crate::host::{Exit, Host};
-use crate::symbolise::{Pc, Symbols};
+use crate::symbolise::Symbols;
 use crate::xlcfg::GuestConfig;
 
 /// How long each kind of thing may take. Generous: the lab emulates every processor.
@@ -316,7 +316,7 @@ pub fn backtrace(pcs: &[u64], image: Option<&Path>) -> Vec<String> {
     pcs.iter()
         .flat_map(|&pc| match &symbols {
             Some(symbols) => {
-                let frames = symbols.describe(pc, Pc::Return);
+                let frames = symbols.describe(pc);
                 frames.into_iter().map(|frame| format!("{pc:#018x} {frame}")).collect()
             }
             None => vec![format!("{pc:#018x}")],
