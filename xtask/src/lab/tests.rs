@@ -1,5 +1,5 @@
-//! The lab itself, with Linux as the guest. These boot Xen and take minutes, so they run when asked for:
-//! `cargo test -p xtask --lib lab::tests -- --ignored --nocapture --test-threads 1`.
+//! The lab itself, with Linux as the guest. These boot Xen and take minutes: they are part of `cargo xtask test`'s layer xl
+//! (`--only xl`), which runs what is ignored here.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -120,7 +120,7 @@ impl Linux {
 }
 
 #[test]
-#[ignore = "boots Xen, a minute"]
+#[ignore = "boots Xen: part of the layer xl"]
 fn linux_is_saved_restored_checkpointed_and_migrated() {
     let mut linux = Linux::boot("shadow", true);
     assert!(linux.lab.has_log_dirty().expect("xl info works"));
@@ -152,7 +152,7 @@ fn linux_is_saved_restored_checkpointed_and_migrated() {
 }
 
 #[test]
-#[ignore = "boots Xen, a minute"]
+#[ignore = "boots Xen: part of the layer xl"]
 fn debians_xen_saves_and_restores_but_has_no_log_dirty() {
     let mut linux = Linux::boot("stock", false);
     assert!(!linux.lab.has_log_dirty().expect("xl info works"));
