@@ -42,13 +42,13 @@ fn parse(text: &str) -> (BTreeSet<usize>, bool) {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: if cfg!(miri) { 8 } else { 256 },
+        cases: if cfg!(miri) { 2 } else { 256 },
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
 
     #[test]
-    fn a_set_is_a_set(ops in prop::collection::vec(op(), 0..if cfg!(miri) { 20 } else { 100 }), first in 0..200_usize) {
+    fn a_set_is_a_set(ops in prop::collection::vec(op(), 0..if cfg!(miri) { 12 } else { 100 }), first in 0..200_usize) {
         let (mut set, mut model) = (CpuSet::first(first), (0..first).collect::<BTreeSet<_>>());
         for op in ops {
             match op {
