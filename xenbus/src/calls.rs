@@ -1,8 +1,12 @@
 //! The requests of a store: queued, on their way, or answered and not yet collected.
 //!
-//! Plain data under the store's lock. A request outlives the future that made it: once on its way, its reply will come
-//! and may have given us something (a transaction, a watch) that must be given back. Turned down: tying the request to
-//! its future by a shared cell per request; everything here needs the lock anyway, and one table can be looked through.
+//! Plain data under the store's lock. A request outlives the future that made it: once on its way, its reply may come
+//! and give us something (a transaction, a watch) that must be given back. It may also never come, and then nothing may
+//! wait for it: a request on its way that no future waits for is *late*. Late ones take no place among those that may be
+//! out at a time, do not hold up a suspend, and the oldest of too many is forgotten.
+//!
+//! Turned down: tying the request to its future by a shared cell per request; everything here needs the lock anyway, and
+//! one table can be looked through. It is short, so what is asked of it is counted when it is asked.
 
 use crate::error::Cause;
 use crate::watch_table::WatchId;
@@ -10,6 +14,10 @@ use crate::wire::Kind;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::task::{Poll, Waker};
+
+/// The most late requests that are remembered: all watches that xenstored allows a domain (128) may be asked for again at
+/// once, by nobody's future.
+pub const LATE_MAX: usize = 160;
 
 /// Names a request within its store, never given twice; rising in the order in which they were made.
 pub(crate) type Serial = u64;
@@ -20,6 +28,7 @@ pub(crate) struct Request {
     pub(crate) kind: Kind,
     /// The transaction, 0 for none.
     pub(crate) tx_id: u32,
+    /// Empty once it is on its way.
     pub(crate) payload: Vec<u8>,
     /// The watch that it asks for.
     pub(crate) watch: Option<WatchId>,
@@ -48,21 +57,38 @@ struct Call {
     waker: Option<Waker>,
 }
 
+impl Call {
+    const fn is_sent(&self) -> bool {
+        matches!(self.state, State::Sent { .. })
+    }
+}
+
 /// All requests of a store.
 #[derive(Debug, Default)]
 pub(crate) struct Calls {
     calls: BTreeMap<Serial, Call>,
     next_serial: Serial,
     last_req_id: u32,
-    sent: usize,
+}
+
+/// A request that has its answer.
+#[must_use]
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Answered {
+    /// Its future will collect it.
+    Kept,
+    /// It was late; the answer is for who made it of no use, but is what xenstored now holds for us.
+    Late(Result<Vec<u8>, Cause>),
 }
 
 /// What was left of a request whose future went away.
 #[must_use]
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Abandoned {
-    /// Nothing to do: it never went out, or its reply will be dealt with when it comes, or brought nothing.
+    /// Nothing to do: it never went out, or goes out all the same, or its reply brought nothing.
     Nothing,
+    /// It is on its way and late from now on.
+    Late(Kind),
     /// Its reply was there, uncollected, and is this.
     Answer(Kind, Vec<u8>),
 }
@@ -76,9 +102,28 @@ impl Calls {
         serial
     }
 
-    /// How many are on their way.
-    pub(crate) const fn sent(&self) -> usize {
-        self.sent
+    /// How many are on their way and waited for.
+    pub(crate) fn awaited(&self) -> usize {
+        self.calls.values().filter(|call| call.wanted && call.is_sent()).count()
+    }
+
+    /// How many are on their way and late.
+    pub(crate) fn late(&self) -> usize {
+        self.calls.values().filter(|call| !call.wanted && call.is_sent()).count()
+    }
+
+    /// Takes out the oldest late one, if there are more than [`LATE_MAX`].
+    pub(crate) fn forget(&mut self) -> Option<Request> {
+        if self.late() <= LATE_MAX {
+            return None;
+        }
+        let (&oldest, _) = self.calls.iter().find(|(_, call)| !call.wanted && call.is_sent())?;
+        self.calls.remove(&oldest).map(|call| call.request)
+    }
+
+    /// Their connection is no more.
+    pub(crate) fn forget_late(&mut self) {
+        self.calls.retain(|_, call| call.wanted || !call.is_sent());
     }
 
     /// The oldest queued request that `may_go`.
@@ -87,13 +132,13 @@ impl Calls {
         self.calls.iter().find(|(_, call)| ready(call)).map(|(&serial, _)| serial)
     }
 
-    /// Gives a queued request its id on the wire.
-    pub(crate) fn send(&mut self, serial: Serial) -> Option<(u32, &Request)> {
+    /// Gives a queued request its id on the wire, and its payload out.
+    pub(crate) fn send(&mut self, serial: Serial) -> Option<(u32, &Request, Vec<u8>)> {
         let req_id = self.fresh_req_id();
         let call = self.calls.get_mut(&serial)?;
         call.state = State::Sent { req_id };
-        self.sent += 1;
-        Some((req_id, &call.request))
+        let payload = core::mem::take(&mut call.request.payload);
+        Some((req_id, &call.request, payload))
     }
 
     /// An id that no request on its way has; never 0, which watch events carry.
@@ -118,23 +163,19 @@ impl Calls {
         self.calls.get(&serial).map(|call| (serial, &call.request))
     }
 
-    /// The request has been answered. Returns the result if no future will collect it, with the request.
-    pub(crate) fn answer(
-        &mut self,
-        serial: Serial,
-        result: Result<Vec<u8>, Cause>,
-        wake: &mut Vec<Waker>,
-    ) -> Option<(Request, Result<Vec<u8>, Cause>)> {
-        let call = self.calls.get_mut(&serial)?;
-        if matches!(call.state, State::Sent { .. }) {
-            self.sent -= 1;
+    /// The request has been answered.
+    pub(crate) fn answer(&mut self, serial: Serial, result: Result<Vec<u8>, Cause>, wake: &mut Vec<Waker>) -> Answered {
+        match self.calls.get_mut(&serial) {
+            Some(call) if call.wanted => {
+                wake.extend(call.waker.take());
+                call.state = State::Done(result);
+                Answered::Kept
+            }
+            _ => {
+                self.calls.remove(&serial);
+                Answered::Late(result)
+            }
         }
-        if call.wanted {
-            wake.extend(call.waker.take());
-            call.state = State::Done(result);
-            return None;
-        }
-        self.calls.remove(&serial).map(|call| (call.request, result))
     }
 
     /// Ends, with what `verdict` says, every unanswered request for which it says anything; those that nobody wants go.
@@ -143,7 +184,6 @@ impl Calls {
         verdict: impl Fn(&Request) -> Option<Result<Vec<u8>, Cause>>,
         wake: &mut Vec<Waker>,
     ) {
-        let sent = &mut self.sent;
         self.calls.retain(|_, call| {
             if matches!(call.state, State::Done(_)) {
                 return true;
@@ -151,9 +191,6 @@ impl Calls {
             let Some(result) = verdict(&call.request) else {
                 return true;
             };
-            if matches!(call.state, State::Sent { .. }) {
-                *sent -= 1;
-            }
             wake.extend(call.waker.take());
             call.state = State::Done(result);
             call.wanted
@@ -190,13 +227,10 @@ impl Calls {
         };
         let waker = call.waker.take();
         call.wanted = false;
-        let stays = match call.state {
-            State::Sent { .. } => true,
-            State::Queued => call.request.gives_back(),
-            State::Done(_) => false,
-        };
-        if stays {
-            return (Abandoned::Nothing, waker);
+        match call.state {
+            State::Sent { .. } => return (Abandoned::Late(call.request.kind), waker),
+            State::Queued if call.request.gives_back() => return (Abandoned::Nothing, waker),
+            State::Queued | State::Done(_) => {}
         }
         let answer = match self.calls.remove(&serial) {
             Some(Call { state: State::Done(Ok(answer)), request, .. }) => Abandoned::Answer(request.kind, answer),
@@ -236,7 +270,7 @@ mod tests {
         assert_eq!(calls.next(|request| request.kind == Kind::Write), Some(write));
         assert_eq!(calls.next(|_| false), None);
         assert!(calls.send(read).is_some());
-        assert_eq!((calls.next(|_| true), calls.sent()), (Some(write), 1));
+        assert_eq!((calls.next(|_| true), calls.awaited()), (Some(write), 1));
     }
 
     #[test]
@@ -256,8 +290,8 @@ mod tests {
         assert!(calls.poll(serial, Waker::noop()).0.is_pending());
         assert_eq!(calls.by_req_id(req_id).map(|(serial, _)| serial), Some(serial));
         let mut wake = vec![];
-        assert!(calls.answer(serial, Ok(vec![1]), &mut wake).is_none());
-        assert_eq!((wake.len(), calls.sent()), (1, 0));
+        assert_eq!(calls.answer(serial, Ok(vec![1]), &mut wake), Answered::Kept);
+        assert_eq!((wake.len(), calls.awaited()), (1, 0));
         assert!(calls.by_req_id(req_id).is_none(), "a second reply finds nothing");
         assert_eq!(calls.poll(serial, Waker::noop()).0, Poll::Ready(Ok(vec![1])));
         assert!(calls.is_empty());
@@ -271,13 +305,14 @@ mod tests {
         assert!(calls.is_empty());
 
         let (on_its_way, _) = sent(&mut calls, Kind::TransactionStart, true);
-        assert_eq!(calls.abandon(on_its_way).0, Abandoned::Nothing);
+        assert_eq!(calls.abandon(on_its_way).0, Abandoned::Late(Kind::TransactionStart));
+        assert_eq!((calls.awaited(), calls.late()), (0, 1));
         let answer = calls.answer(on_its_way, Ok(b"7\0".to_vec()), &mut vec![]);
-        assert!(matches!(answer, Some((Request { kind: Kind::TransactionStart, .. }, Ok(id))) if id == b"7\0"));
+        assert_eq!(answer, Answered::Late(Ok(b"7\0".to_vec())));
         assert!(calls.is_empty());
 
         let (answered, _) = sent(&mut calls, Kind::TransactionStart, true);
-        assert!(calls.answer(answered, Ok(b"8\0".to_vec()), &mut vec![]).is_none());
+        assert_eq!(calls.answer(answered, Ok(b"8\0".to_vec()), &mut vec![]), Answered::Kept);
         assert_eq!(calls.abandon(answered).0, Abandoned::Answer(Kind::TransactionStart, b"8\0".to_vec()));
         assert!(calls.is_empty());
     }
@@ -291,16 +326,33 @@ mod tests {
     }
 
     #[test]
+    fn of_too_many_late_ones_the_oldest_is_forgotten() {
+        let mut calls = Calls::default();
+        let (awaited, _) = sent(&mut calls, Kind::Read, true);
+        let (oldest, _) = sent(&mut calls, Kind::Write, true);
+        for _ in 0..LATE_MAX {
+            let _ = sent(&mut calls, Kind::Read, false);
+        }
+        assert_eq!((calls.late(), calls.forget().is_none()), (LATE_MAX, true));
+        assert_eq!(calls.abandon(oldest).0, Abandoned::Late(Kind::Write));
+        assert_eq!(calls.forget().map(|request| request.kind), Some(Kind::Write));
+        assert_eq!((calls.late(), calls.forget().is_none()), (LATE_MAX, true));
+        calls.forget_late();
+        assert_eq!((calls.late(), calls.awaited()), (0, 1));
+        assert!(calls.poll(awaited, Waker::noop()).0.is_pending());
+    }
+
+    #[test]
     fn ending_spares_what_is_answered() {
         let mut calls = Calls::default();
         let (done, _) = sent(&mut calls, Kind::Read, true);
-        assert!(calls.answer(done, Ok(vec![]), &mut vec![]).is_none());
+        assert_eq!(calls.answer(done, Ok(vec![]), &mut vec![]), Answered::Kept);
         let (wanted, _) = sent(&mut calls, Kind::Read, true);
         let (_unwanted, _) = sent(&mut calls, Kind::Read, false);
         let spared = calls.add(request(Kind::Write), true);
         let verdict = |request: &Request| (request.kind == Kind::Read).then_some(Err(Cause::Lost));
         calls.end_where(verdict, &mut vec![]);
-        assert_eq!(calls.sent(), 0);
+        assert_eq!((calls.awaited(), calls.late()), (0, 0));
         assert_eq!(calls.poll(done, Waker::noop()).0, Poll::Ready(Ok(vec![])));
         assert_eq!(calls.poll(wanted, Waker::noop()).0, Poll::Ready(Err(Cause::Lost)));
         assert!(calls.poll(spared, Waker::noop()).0.is_pending());

@@ -1,9 +1,9 @@
 //! What a store counts, and the names of what fits nothing.
 //!
-//! Plain data, written under the store's lock and handed out as a copy. Turned down: one counter per kind of oddity. What
+//! Plain data, written under the store's lock and handed out as a copy, for whoever dumps the kernel's state. Turned down: one counter per kind of oddity. What
 //! one wants to know is whether there were any, and then what exactly the last one was.
 
-use crate::error::Text;
+use crate::error::{RingFault, Text};
 use crate::wire::Kind;
 use core::fmt;
 
@@ -33,6 +33,11 @@ pub enum Oddity {
     },
     /// A watch event without path and token.
     MalformedEvent(Text),
+    /// A request that was never answered, and was forgotten: too many others came after it.
+    Unanswered {
+        /// Its type.
+        asked: Kind,
+    },
 }
 
 impl fmt::Display for Oddity {
@@ -42,6 +47,7 @@ impl fmt::Display for Oddity {
             Self::WrongType { asked, kind } => write!(f, "reply of type {kind} to {}", asked.name()),
             Self::TooLong { kind, len } => write!(f, "message of type {kind} with {len} bytes"),
             Self::MalformedEvent(text) => write!(f, "malformed watch event {text:?}"),
+            Self::Unanswered { asked } => write!(f, "no reply to {}", asked.name()),
         }
     }
 }
@@ -63,4 +69,75 @@ pub struct Counters {
     pub last_oddity: Option<Oddity>,
     /// Times that the ring was found broken.
     pub faults: u64,
+}
+
+/// A store at one moment, for a dump.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Diagnosis {
+    /// Statistics so far.
+    pub counters: Counters,
+    /// Requests on their way that somebody waits for.
+    pub awaited: usize,
+    /// Requests on their way that nobody waits for any more. That some stay is what an answer lost by xenstored looks like.
+    pub late: usize,
+    /// What broke the ring, if anything did.
+    pub fault: Option<RingFault>,
+}
+
+/// The numbers as `key=value`, and what went wrong last in words, if anything did.
+impl fmt::Display for Diagnosis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Counters { requests, replies, events, events_stray, oddities, last_oddity, faults } = self.counters;
+        let Self { awaited, late, .. } = self;
+        write!(f, "requests={requests} replies={replies} awaited={awaited} late={late} ")?;
+        write!(f, "events={events} events_stray={events_stray} oddities={oddities} faults={faults}")?;
+        if let Some(oddity) = last_oddity {
+            write!(f, " last_oddity={}", Quoted(&oddity))?;
+        }
+        if let Some(fault) = self.fault {
+            write!(f, " fault={}", Quoted(&fault))?;
+        }
+        Ok(())
+    }
+}
+
+/// Words between quotes. Those of this crate hold no newline; what comes from outside is escaped already ([`Text`]).
+struct Quoted<'a>(&'a dyn fmt::Display);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        struct Escaped<'a, 'f>(&'a mut fmt::Formatter<'f>);
+        impl fmt::Write for Escaped<'_, '_> {
+            fn write_str(&mut self, text: &str) -> fmt::Result {
+                for part in text.split_inclusive(['"', '\\']) {
+                    let (plain, special) = part.split_at(part.trim_end_matches(['"', '\\']).len());
+                    self.0.write_str(plain)?;
+                    if !special.is_empty() {
+                        write!(self.0, "\\{special}")?;
+                    }
+                }
+                Ok(())
+            }
+        }
+        f.write_str("\"")?;
+        fmt::write(&mut Escaped(f), format_args!("{}", self.0))?;
+        f.write_str("\"")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+
+    #[test]
+    fn a_diagnosis_is_fields_of_one_line() {
+        let mut diagnosis = Diagnosis { counters: Counters::default(), awaited: 1, late: 2, fault: None };
+        let numbers = "requests=0 replies=0 awaited=1 late=2 events=0 events_stray=0 oddities=0 faults=0";
+        assert_eq!(diagnosis.to_string(), numbers);
+        diagnosis.counters.last_oddity = Some(Oddity::MalformedEvent(Text::new(b"a\"\n\\")));
+        diagnosis.fault = Some(RingFault::HungUp { error: 3 });
+        let words = r#" last_oddity="malformed watch event \"a\\\"\\n\\\\\"" fault="xenstored hung up, error=3""#;
+        assert_eq!(diagnosis.to_string(), [numbers, words].concat());
+    }
 }

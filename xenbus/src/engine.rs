@@ -9,20 +9,24 @@
 //!
 //! | phase | goes | waits |
 //! |---|---|---|
-//! | `Run` | everything; after a restore, first the watches | new transactions beyond [`TRANSACTIONS_MAX`] |
+//! | `Run` | everything; after a restore, the watches first | new transactions beyond [`TRANSACTIONS_MAX`] |
 //! | `Draining` | what belongs to an open transaction; UNWATCH | everything else |
 //! | `Quiet` | nothing | everything |
 //!
 //! xenstored's answers are input. One that fits nothing is counted, remembered by name ([`Oddity`]) and survived; only
 //! indices or lengths from which no next message can be found break the ring, and that is an error that every
-//! caller gets until a restore. Turned down: giving up on the first odd answer, which would
-//! let a hiccup of dom0 take a guest's shutdown and suspend away.
+//! caller gets until a restore. An answer that does not come costs whoever waits for it, as long as he does, and nobody
+//! else: a request whose future was dropped is late (`calls`), and neither a quiesce nor another request waits for a
+//! late one. That is why nothing here may depend on an answer that no future waits for: a transaction is over when its
+//! END is sent, and watches that a restore took count as set when they are asked for. xenstored takes a domain's requests
+//! in order, so what is sent next finds it so. Turned down: giving up on the first odd answer, which would
+//! let a hiccup of dom0 take a guest's shutdown and suspend away; and limits of time here, where there is no clock.
 
 mod gate;
 
 use crate::assemble::{Assembler, Incoming, Outgoing};
-use crate::calls::{Abandoned, Calls, Request, Serial};
-use crate::counters::{Counters, Oddity};
+use crate::calls::{Abandoned, Answered, Calls, Request, Serial};
+use crate::counters::{Counters, Diagnosis, Oddity};
 use crate::error::{self, Cause, RingFault, Text};
 use crate::ring::Ring;
 use crate::watch_table::{Delivery, WatchId, WatchTable};
@@ -30,7 +34,8 @@ use crate::wire::{self, Header, Kind};
 use alloc::vec::Vec;
 use core::task::{Poll, Waker};
 
-/// The most requests that are on their way at a time. C xenstored allows a domain 20, and stops reading beyond.
+/// The most requests that are on their way and waited for at a time. C xenstored allows a domain 20, and stops reading
+/// beyond.
 pub const SENT_MAX: usize = 8;
 /// The most transactions that are open at a time; xenstored allows a domain 10.
 pub const TRANSACTIONS_MAX: usize = 8;
@@ -69,7 +74,7 @@ pub(crate) struct Engine {
     fault: Option<RingFault>,
     /// Counts connections: a transaction of an earlier one is worth nothing.
     epoch: u64,
-    /// Transactions that xenstored has or is being asked for.
+    /// Transactions that somebody works in: START on its way and waited for, or answered, and END not yet sent.
     transactions: usize,
     /// The page's error word when this connection began.
     old_error: u32,
@@ -147,16 +152,22 @@ impl Engine {
             fx.bell = true;
             self.outgoing.advance(count);
         }
-        let idle = self.outgoing.is_idle() && self.incoming.is_idle() && self.calls.sent() == 0;
+        let idle = self.outgoing.is_idle() && self.incoming.is_idle() && self.calls.awaited() == 0;
         Ok(Turn { more, drained: !more && idle && self.transactions == 0 && ring.is_empty()? })
     }
 
     /// Puts the next request that may go into `outgoing`. False if there is none.
     fn load_next(&mut self) -> bool {
-        if self.calls.sent() >= SENT_MAX {
+        while let Some(request) = self.calls.forget() {
+            self.odd(Oddity::Unanswered { asked: request.kind });
+            if let Some(id) = request.watch {
+                self.watches.forget(id);
+            }
+        }
+        if self.calls.awaited() >= SENT_MAX {
             return false;
         }
-        let restoring = self.watches.is_restoring();
+        let restoring = self.watches.has_lost();
         let (phase, room) = (self.phase, self.transactions < TRANSACTIONS_MAX);
         let may_go = |request: &Request| {
             let due = request.tx_id != 0 || request.gives_back();
@@ -171,15 +182,18 @@ impl Engine {
             let request = Request { kind: Kind::Watch, tx_id: 0, payload, watch: Some(id) };
             Some(self.calls.add(request, false))
         });
-        let Some((req_id, request)) = next.and_then(|serial| self.calls.send(serial)) else {
+        let Some((req_id, request, payload)) = next.and_then(|serial| self.calls.send(serial)) else {
             return false;
         };
         // `wire::payload` keeps it to 4096 bytes; the default cannot be reached.
-        let len = u32::try_from(request.payload.len()).unwrap_or(0);
+        let len = u32::try_from(payload.len()).unwrap_or(0);
         let header = Header { kind: request.kind.raw(), req_id, tx_id: request.tx_id, len };
-        self.outgoing = Outgoing::new(header, &request.payload);
-        if request.kind == Kind::TransactionStart {
-            self.transactions += 1;
+        self.outgoing = Outgoing::new(header, &payload);
+        match request.kind {
+            Kind::TransactionStart => self.transactions += 1,
+            // Whatever the answer will be, it is over.
+            Kind::TransactionEnd => self.transactions -= 1,
+            _ => {}
         }
         if let Some(id) = request.watch {
             self.watches.sent(id);
@@ -220,7 +234,10 @@ impl Engine {
     }
 
     fn event(&mut self, payload: Result<Vec<u8>, Cause>, fx: &mut Effects) {
-        let payload = payload.unwrap_or_default();
+        let Ok(payload) = payload else {
+            // Too long, which has been named.
+            return self.watches.event_lost(&mut fx.wake);
+        };
         match wire::event(&payload) {
             Some((path, token)) => match self.watches.event(path, token) {
                 Delivery::Taken(waker) => {
@@ -245,16 +262,9 @@ impl Engine {
         mut outcome: Result<Vec<u8>, Cause>,
         fx: &mut Effects,
     ) {
-        match kind {
-            Kind::TransactionStart => {
-                outcome = outcome.and_then(|payload| wire::transaction_id(&payload).map(|_| payload));
-                if outcome.is_err() {
-                    self.transactions -= 1;
-                }
-            }
-            // Whatever the answer, it is over.
-            Kind::TransactionEnd => self.transactions -= 1,
-            _ => {}
+        let starts = kind == Kind::TransactionStart;
+        if starts {
+            outcome = outcome.and_then(|payload| wire::transaction_id(&payload).map(|_| payload));
         }
         if let Some(id) = watch {
             let outcome = outcome.as_ref().map(|_| ()).map_err(|&cause| cause);
@@ -262,8 +272,14 @@ impl Engine {
                 self.give_back(Kind::Unwatch, 0, payload);
             }
         }
-        if let Some((request, Ok(payload))) = self.calls.answer(serial, outcome, &mut fx.wake) {
-            self.undo(request.kind, &payload);
+        let failed = outcome.is_err();
+        match self.calls.answer(serial, outcome, &mut fx.wake) {
+            Answered::Kept => self.transactions -= usize::from(starts && failed),
+            Answered::Late(Ok(payload)) => {
+                self.transactions += usize::from(starts);
+                self.undo(kind, &payload);
+            }
+            Answered::Late(Err(_)) => {}
         }
     }
 
@@ -320,10 +336,13 @@ impl Engine {
     pub(crate) fn abandon(&mut self, serial: Serial, fx: &mut Effects) {
         let (left, waker) = self.calls.abandon(serial);
         fx.drop.extend(waker);
-        if let Abandoned::Answer(kind, payload) = left {
-            self.undo(kind, &payload);
-            fx.pump = true;
+        match left {
+            Abandoned::Nothing => return,
+            Abandoned::Late(kind) => self.transactions -= usize::from(kind == Kind::TransactionStart),
+            Abandoned::Answer(kind, payload) => self.undo(kind, &payload),
         }
+        // A quiesce may have waited for just this.
+        fx.pump = true;
     }
 
     /// Ends a transaction for whose end nobody waits.
@@ -360,9 +379,15 @@ impl Engine {
         &mut self.watches
     }
 
-    /// True if xenstored holds nothing for us.
+    /// True if xenstored holds nothing that anybody here wants.
     pub(crate) fn holds_nothing(&self) -> bool {
-        self.watches.is_empty() && self.transactions == 0
+        self.watches.has_none_wanted() && self.transactions == 0
+    }
+
+    /// What can be said of it at this moment.
+    pub(crate) fn diagnosis(&self) -> Diagnosis {
+        let (awaited, late) = (self.calls.awaited(), self.calls.late());
+        Diagnosis { counters: self.counters, awaited, late, fault: self.fault }
     }
 
     /// What broke the ring, if anything did.

@@ -59,7 +59,7 @@ pub(crate) fn named(payload: &[u8]) -> Cause {
 /// A request that we do not even send, because xenstored would refuse it or hang up on us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// A path, key or label without a byte.
+    /// A path without a byte.
     Empty,
     /// A NUL inside, which would shift the message's fields.
     Nul,

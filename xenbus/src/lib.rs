@@ -14,7 +14,9 @@
 //! ```
 //!
 //! Contexts: everything is called from tasks, on any CPU; only [`Store::on_event`] may be called in an upcall, and
-//! it takes no lock. One task per store runs [`Store::pump`], and only that task touches the ring page.
+//! it takes no lock. One task per store runs [`Store::pump`], and only that task moves bytes. All that touches the ring
+//! page does so under the store's lock: the pump, and whoever ends a quiesce ([`Quiet`]), which after a restore throws away
+//! what is left in the reply ring. While the store is quiet, the page is the kernel's too (`quiesce` says for what).
 //!
 //! Turned down: letting each requesting task write the ring itself. It would spare a wake-up per request, and make
 //! every task a possible owner of a half-written message at the moment of a suspend.
@@ -43,7 +45,8 @@ mod watch_table;
 pub mod wire;
 
 pub use assemble::{Assembler, Incoming};
-pub use counters::{Counters, Oddity};
+pub use calls::LATE_MAX;
+pub use counters::{Counters, Diagnosis, Oddity};
 pub use engine::{SENT_MAX, TRANSACTIONS_MAX};
 pub use error::{Cause, Refusal, RingFault, StoreError, Text};
 pub use quiesce::{AlreadyQuiescing, Quiet};

@@ -1,7 +1,8 @@
 //! Our side of the shared page: bytes in and out of two 1 KiB rings, and the page's three status words.
 //!
-//! Runs in the pump task only, under the store's lock: one producer of `req`, one consumer of `rsp`, that is us. Every
-//! call is wait-free and bounded by 1024 bytes.
+//! Runs under the store's lock, which makes us one producer of `req` and one consumer of `rsp`: in the pump, and at the end
+//! of a quiesce ([`Ring::discard_replies`], [`Ring::error`]), in whichever task that is. Every call is wait-free and
+//! bounded by 1024 bytes.
 //!
 //! xenstored is not trusted: each of its indices is read once, checked, and used from the copy; the free-running
 //! values may start anywhere and wrap. Nothing is kept between calls, not even our own indices: at a restore

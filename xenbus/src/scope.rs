@@ -202,7 +202,8 @@ impl Store {
     }
 
     /// Runs `body` in a transaction and commits. If others changed what it touched, all of it is done again, `body`
-    /// included, up to [`TRIES_MAX`] times. If `body` fails or is dropped, nothing of it happens.
+    /// included, up to [`TRIES_MAX`] times; also if `body` itself fails with EAGAIN, which is how some operation in a
+    /// conflict may end. If it fails otherwise or is dropped, nothing of it happens.
     ///
     /// Use only the scope inside of `body`: a request outside of the transaction, made there while the store is being
     /// quiesced, waits for the resume, and the quiesce for the transaction.

@@ -63,7 +63,9 @@ impl fmt::Display for Request {
 /// Takes the request that stands at the node, if any, and acknowledges it. `None` if there is none, or it was withdrawn
 /// while we looked.
 /// # Errors
-/// As for a transaction. The request is then not acknowledged, except if the ring broke during the commit.
+/// As for a transaction. The request is then not acknowledged, and stands there for the next time; except that, if there
+/// is no answer to the commit or none that makes sense (`RingBroken`, `TooLong`, `WrongType`), nobody knows. The same holds
+/// if the future is dropped during the commit.
 pub async fn take_request(store: &Store) -> Result<Option<Request>, StoreError> {
     store
         .transaction(async |tx| {

@@ -3,16 +3,17 @@
 //! Contexts: everything from tasks on any CPU, except [`Store::on_event`], which is for the upcall. The engine is behind
 //! a spin lock, held for at most a few ring-fuls of bytes, never across an await, never while waking or ringing. This
 //! is a cold path: a handful of requests around a suspend. The upcall must not take that lock (it may have interrupted
-//! its holder), so it does one thing: it wakes the pump, through `atomic_waker`. That crate serves because `wake` is
-//! one atomic `or` and never loops, also when it interrupts a `register` on its own CPU: the registering side then
-//! sees the mark and wakes. There is no flag beside it: the pump registers first and then looks at the ring, so an
+//! its holder), so it does one thing: it wakes the pump, through `atomic_waker`. That crate serves because its `wake`
+//! never waits, also when it interrupts a `register` on its own CPU: it marks the cell (one `fetch_or`), and takes the
+//! waker out (and a `fetch_and`) unless somebody else is at it, who then sees the mark and wakes. What follows is
+//! `Waker::wake`, the executor's. There is no flag beside it: the pump registers first and then looks at the ring, so an
 //! event between the two is either seen in the ring or wakes it again.
 //!
 //! Turned down: a lock-free table of requests. Nothing here is hot, and the order between watches, transactions and
 //! the gate is much easier to see under one lock.
 
 use crate::calls::{Request, Serial};
-use crate::counters::Counters;
+use crate::counters::{Counters, Diagnosis};
 use crate::engine::{Effects, Engine};
 use crate::error::{Cause, RingFault};
 use crate::ring::Ring;
@@ -52,7 +53,8 @@ impl Store {
         Self { ring, engine: Mutex::new(Engine::new(ring)), pump: AtomicWaker::new(), doorbell }
     }
 
-    /// xenstored has rung. Context: upcall or task, any CPU; wait-free.
+    /// xenstored has rung. Context: upcall or task, any CPU; takes no lock, and is lock-free if the wake-up of the pump's
+    /// task is.
     ///
     /// Waking consumes the waker that the pump left, so the pump's task must outlive the binding of the port: else
     /// this could be the last reference to it, and free it in the upcall.
@@ -74,10 +76,17 @@ impl Store {
         .await
     }
 
-    /// Statistics so far.
+    /// Statistics so far. Context: task.
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.with(|engine, _| engine.counters)
+    }
+
+    /// What can be said of the store at this moment, for a dump; `None` if it is in use just now. Context: any, since it
+    /// waits for nothing: the dump may have interrupted the lock's holder.
+    #[must_use]
+    pub fn diagnosis(&self) -> Option<Diagnosis> {
+        self.engine.try_lock().map(|engine| engine.diagnosis())
     }
 
     /// What broke the ring, if anything did. Cleared by a restore.
@@ -123,6 +132,13 @@ impl Store {
     #[must_use]
     pub fn holds_no_request(&self) -> bool {
         self.with(|engine, _| engine.holds_no_request())
+    }
+
+    /// How many watches are remembered, also of those that nobody wants.
+    #[cfg(any(test, feature = "fake"))]
+    #[must_use]
+    pub fn watches_held(&self) -> usize {
+        self.with(|engine, _| engine.watches().len())
     }
 }
 

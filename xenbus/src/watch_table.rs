@@ -9,11 +9,14 @@
 //! stored, or dropped in silence.
 //!
 //! ```text
-//!   New ──sent──▶ Asking ──OK──▶ Live ──restore──▶ Lost ──sent──▶ Asking
-//!    │              │ └─error─▶ Failed ──restore──▶ Lost
-//!    │              └─handle dropped─▶ Leaving ──OK─▶ (UNWATCH sent)
+//!   New ──sent──▶ Asking ──OK──▶ Live ──restore──▶ Lost ──sent──▶ AskingAgain ──OK──▶ Live
+//!    │              │ └─error─▶ Failed ──restore──▶ Lost              └─error─▶ Failed
+//!    │              └─handle dropped (in AskingAgain too)─▶ Leaving ──OK─▶ (UNWATCH sent)
 //!    └─ handle dropped in New, Lost, Failed: removed at once. In Live: removed, UNWATCH sent.
 //! ```
+//!
+//! A watch that is asked for again works from its first event on, whether its answer comes or not: xenstored fires every
+//! watch that is set, at once, so its owner looks at all it has.
 
 use crate::error::Cause;
 use crate::watch::Change;
@@ -35,8 +38,10 @@ pub(crate) type WatchId = u64;
 enum State {
     /// Its WATCH is queued.
     New,
-    /// Its WATCH is on its way; `again` after a restore.
-    Asking { again: bool },
+    /// Its WATCH is on its way.
+    Asking,
+    /// A restore took it, and its WATCH is on its way; `told` once its owner has heard that everything may have changed.
+    AskingAgain { told: bool },
     /// xenstored has it.
     Live,
     /// A restore took it; it will be asked for again.
@@ -113,20 +118,20 @@ impl WatchTable {
     /// The WATCH of `id` goes out now.
     pub(crate) fn sent(&mut self, id: WatchId) {
         if let Some(entry) = self.entry(id).filter(|entry| entry.state == State::New) {
-            entry.state = State::Asking { again: false };
+            entry.state = State::Asking;
         }
     }
 
     /// The next watch that a restore took, with its payload; it counts as sent.
     pub(crate) fn next_lost(&mut self) -> Option<(WatchId, Vec<u8>)> {
         let entry = self.entries.iter_mut().find(|entry| entry.state == State::Lost)?;
-        entry.state = State::Asking { again: true };
+        entry.state = State::AskingAgain { told: false };
         Some((entry.id, entry.payload()))
     }
 
-    /// True until every watch that a restore took has been answered for.
-    pub(crate) fn is_restoring(&self) -> bool {
-        self.entries.iter().any(|entry| matches!(entry.state, State::Lost | State::Asking { again: true }))
+    /// True until every watch that a restore took has been asked for again.
+    pub(crate) fn has_lost(&self) -> bool {
+        self.entries.iter().any(|entry| entry.state == State::Lost)
     }
 
     /// xenstored has answered the WATCH of `id`. Returns the payload of an UNWATCH if nobody wants it any more.
@@ -145,16 +150,15 @@ impl WatchTable {
             }
             // The token is ours alone, so one that exists is this watch: a toolstack may resume the old domain in the
             // new one's manner, and then nothing was taken away.
-            (State::Asking { again: true }, Err(Cause::Xen(Errno::EEXIST))) => {
+            (State::AskingAgain { told }, Ok(()) | Err(Cause::Xen(Errno::EEXIST))) => {
                 entry.state = State::Live;
-                wake.extend(entry.all_changed());
-                None
-            }
-            (State::Asking { again }, Ok(())) => {
-                entry.state = State::Live;
-                if again {
+                if !told {
                     wake.extend(entry.all_changed());
                 }
+                None
+            }
+            (State::Asking, Ok(())) => {
+                entry.state = State::Live;
                 None
             }
             (_, Ok(())) => None,
@@ -172,7 +176,7 @@ impl WatchTable {
             return (None, None);
         };
         let entry = &mut self.entries[at];
-        if matches!(entry.state, State::Asking { .. } | State::Leaving) {
+        if matches!(entry.state, State::Asking | State::AskingAgain { .. } | State::Leaving) {
             entry.state = State::Leaving;
             return (None, entry.waker.take());
         }
@@ -182,20 +186,28 @@ impl WatchTable {
 
     /// A watch event. Events may come before the reply to their WATCH.
     pub(crate) fn event(&mut self, path: &[u8], token: &[u8]) -> Delivery {
-        let alive = |state| matches!(state, State::Asking { .. } | State::Live);
+        let alive = |state| matches!(state, State::Asking | State::AskingAgain { .. } | State::Live);
         let Some(entry) = self.entries.iter_mut().find(|entry| alive(entry.state) && entry.token.as_bytes() == token)
         else {
             return Delivery::Stray;
         };
         match str::from_utf8(path) {
-            // Said already, or about to be said when the answer comes.
-            _ if entry.everything || entry.state == (State::Asking { again: true }) => return Delivery::Taken(None),
+            _ if entry.state == (State::AskingAgain { told: false }) => {
+                entry.state = State::AskingAgain { told: true };
+                return Delivery::Taken(entry.all_changed());
+            }
+            _ if entry.everything => return Delivery::Taken(None),
             Ok(path) if entry.changed.iter().any(|known| known == path) => {}
             Ok(path) if entry.changed.len() < QUEUE_MAX => entry.changed.push_back(path.into()),
             // Full, or a path that cannot be shown: the owner looks at all it has.
             _ => return Delivery::Taken(entry.all_changed()),
         }
         Delivery::Taken(entry.waker.take())
+    }
+
+    /// The WATCH of `id` will not be answered any more.
+    pub(crate) fn forget(&mut self, id: WatchId) {
+        self.entries.retain(|entry| entry.id != id || entry.state != State::Leaving);
     }
 
     /// An event was lost, nobody knows whose: everybody re-reads.
@@ -225,9 +237,15 @@ impl WatchTable {
         }
     }
 
-    /// True if there is no watch at all.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+    /// True if nobody wants any of them.
+    pub(crate) fn has_none_wanted(&self) -> bool {
+        self.entries.iter().all(|entry| entry.state == State::Leaving)
+    }
+
+    /// How many there are, wanted or not.
+    #[cfg(any(test, feature = "fake"))]
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
     }
 
     /// What the owner of `id` is to look at; if nothing, `waker` is woken when there is. Also returns the waker that
@@ -327,7 +345,7 @@ mod tests {
         assert_eq!(table.answered(id, Ok(()), &mut vec![]), None);
         assert_eq!(table.remove(id).0, Some(b"a\0t#0\0".to_vec()));
         assert!(!taken(table.event(b"a", b"t#0")));
-        assert!(table.is_empty());
+        assert!(table.entries.is_empty());
     }
 
     #[test]
@@ -338,11 +356,11 @@ mod tests {
             table.sent(id);
             assert_eq!(table.remove(id).0, None);
             assert_eq!(table.answered(id, outcome, &mut vec![]), unwatch.then_some(payload));
-            assert!(table.is_empty());
+            assert!(table.entries.is_empty());
         }
         let (id, _) = table.add("a", "t");
         assert_eq!(table.remove(id).0, None);
-        assert!(table.is_empty(), "never sent");
+        assert!(table.entries.is_empty(), "never sent");
     }
 
     #[test]
@@ -351,22 +369,53 @@ mod tests {
         let (first, second) = (live(&mut table, "a"), live(&mut table, "b"));
         assert!(taken(table.event(b"a", b"t#0")));
         table.lose_all();
-        assert!(table.is_restoring());
+        assert!(table.has_lost());
         assert_eq!(table.next_lost(), Some((first, b"a\0t#0\0".to_vec())));
         assert_eq!(table.next_lost(), Some((second, b"b\0t#1\0".to_vec())));
         assert_eq!(table.next_lost(), None);
-        assert!(taken(table.event(b"a", b"t#0")));
+        assert!(!table.has_lost());
         assert_eq!(poll(&mut table, first), Poll::Pending);
         assert_eq!(table.answered(first, Ok(()), &mut vec![]), None);
-        assert!(table.is_restoring());
         assert_eq!(table.answered(second, Err(Cause::Lost), &mut vec![]), None);
-        assert!(!table.is_restoring());
         assert_eq!(poll(&mut table, first), Poll::Ready(Ok(Change::Everything)));
         assert_eq!(poll(&mut table, first), Poll::Pending);
         assert_eq!(poll(&mut table, second), Poll::Ready(Err(Cause::Lost)));
         table.lose_all();
         assert_eq!(table.next_lost().map(|(id, _)| id), Some(first));
         assert_eq!(table.next_lost().map(|(id, _)| id), Some(second), "a failed one is tried again");
+    }
+
+    #[test]
+    fn a_watch_asked_for_again_works_without_its_answer() {
+        for answer in [None, Some(Ok(())), Some(Err(Cause::Xen(Errno::EEXIST)))] {
+            let mut table = WatchTable::default();
+            let id = live(&mut table, "a");
+            table.lose_all();
+            assert_eq!(table.next_lost().map(|(id, _)| id), Some(id));
+            assert!(taken(table.event(b"a", b"t#0")));
+            assert_eq!(poll(&mut table, id), Poll::Ready(Ok(Change::Everything)));
+            assert!(taken(table.event(b"a/1", b"t#0")));
+            if let Some(outcome) = answer {
+                assert_eq!(table.answered(id, outcome, &mut vec![]), None);
+            }
+            assert_eq!(poll(&mut table, id), Poll::Ready(Ok(Change::Path("a/1".into()))), "{answer:?}");
+            assert_eq!(poll(&mut table, id), Poll::Pending);
+        }
+    }
+
+    #[test]
+    fn one_that_nobody_wants_is_forgotten_with_its_request() {
+        let mut table = WatchTable::default();
+        let (wanted, _) = table.add("a", "t");
+        let (unwanted, _) = table.add("a", "t");
+        table.sent(wanted);
+        table.sent(unwanted);
+        assert_eq!(table.remove(unwanted).0, None);
+        assert!(!table.has_none_wanted());
+        table.forget(wanted);
+        table.forget(unwanted);
+        assert_eq!(table.entries.len(), 1);
+        assert!(taken(table.event(b"a", b"t#0")));
     }
 
     #[test]

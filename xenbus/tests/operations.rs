@@ -6,7 +6,7 @@ use std::pin::{Pin, pin};
 use xen_sys::Errno;
 use xenbus::fake::{self, Twist, block_on, poll_once, run_all, settle, try_block_on};
 use xenbus::wire::Kind;
-use xenbus::{Cause, Oddity, Refusal, RingFault, SENT_MAX};
+use xenbus::{Cause, LATE_MAX, Oddity, Refusal, RingFault, SENT_MAX, TRANSACTIONS_MAX};
 
 type Boxed<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
 
@@ -224,14 +224,112 @@ fn a_request_dropped_in_the_middle_of_the_ring_is_sent_to_its_end() {
 }
 
 #[test]
-fn a_xenstored_that_never_answers_holds_up_only_those_who_wait() {
+fn an_answer_that_never_comes_costs_only_who_waits_for_it() {
     let (store, mut fake) = fake::pair(0);
-    fake.twists.extend((0..SENT_MAX).map(|_| Twist::Never));
-    for _ in 0..SENT_MAX {
+    fake.set("a", b"1");
+    fake.twists.extend((0..2 * SENT_MAX).map(|_| Twist::Never));
+    for _ in 0..2 * SENT_MAX {
         assert!(try_block_on(&store, &mut fake, store.read("a")).is_none());
     }
-    assert!(try_block_on(&store, &mut fake, store.read("a")).is_none(), "no more are sent");
+    assert_eq!(block_on(&store, &mut fake, store.read("a")).expect("the others are given up"), "1");
+    let diagnosis = store.diagnosis().expect("not in use");
+    assert_eq!((diagnosis.awaited, diagnosis.late), (0, 2 * SENT_MAX));
+}
+
+#[test]
+fn those_that_are_waited_for_take_their_places() {
+    let (store, mut fake) = fake::pair(0);
+    fake.set("a", b"1");
+    fake.twists.extend((0..SENT_MAX).map(|_| Twist::Never));
+    let mut waiting: Vec<_> = (0..SENT_MAX).map(|_| Box::pin(store.read("a"))).collect();
+    for read in &mut waiting {
+        assert!(try_block_on(&store, &mut fake, read.as_mut()).is_none());
+    }
+    let mut next = pin!(store.read("a"));
+    assert!(try_block_on(&store, &mut fake, next.as_mut()).is_none(), "no more are sent");
     assert_eq!(fake.requests(), SENT_MAX);
+    drop(waiting.pop());
+    assert_eq!(block_on(&store, &mut fake, next).expect("a place is free"), "1");
+}
+
+/// Whatever is lost, and however often: the next transaction, watch and reset work.
+#[test]
+fn lost_answers_do_not_wear_the_store_out() {
+    let (store, mut fake) = fake::pair(0);
+    fake.set("control/platform-feature-xs_reset_watches", b"1");
+    for _ in 0..if cfg!(miri) { 3 } else { 2 * TRANSACTIONS_MAX } {
+        // To START, and to END.
+        for before in 0..2 {
+            fake.twists.extend((0..before).map(|_| Twist::Honest));
+            fake.twists.push_back(Twist::Never);
+            assert!(try_block_on(&store, &mut fake, store.transaction(async |_| Ok(()))).is_none());
+        }
+        // To the END of one that is given up.
+        fake.twists.extend([Twist::Honest, Twist::Error("EIO"), Twist::Never]);
+        let failing = store.transaction(async |tx| tx.read("a").await);
+        assert!(block_on(&store, &mut fake, failing).expect_err("twisted").is(Errno::EIO));
+        settle(&store, &mut fake);
+        // To UNWATCH, and to WATCH.
+        let watch = block_on(&store, &mut fake, store.watch("a", "t")).expect("watch");
+        fake.twists.extend([Twist::Never, Twist::Never]);
+        drop(watch);
+        assert!(try_block_on(&store, &mut fake, store.watch("a", "t")).is_none());
+    }
+    assert!(fake.twists.is_empty());
+    assert_eq!(block_on(&store, &mut fake, store.transaction(async |_| Ok(()))), Ok(()));
+    assert_eq!(block_on(&store, &mut fake, store.reset_watches()), Ok(true), "nobody wants what is left");
+    assert!(block_on(&store, &mut fake, store.quiesce()).is_ok());
+    assert_eq!(store.counters().oddities, 0);
+}
+
+#[test]
+fn a_late_start_is_aborted_when_its_answer_comes() {
+    let (store, mut fake) = fake::pair(0);
+    for round in 1..=if cfg!(miri) { 3 } else { 2 * TRANSACTIONS_MAX } {
+        // Held back until the future is gone.
+        fake.mute = true;
+        assert!(try_block_on(&store, &mut fake, store.transaction(async |_| Ok(()))).is_none());
+        fake.mute = false;
+        fake.say(&[]);
+        settle(&store, &mut fake);
+        assert_eq!((fake.requests(), fake.open_transactions()), (2 * round, 0));
+    }
+    assert!(store.holds_no_request());
+    assert!(block_on(&store, &mut fake, store.quiesce()).is_ok());
+    assert_eq!(block_on(&store, &mut fake, store.transaction(async |_| Ok(()))), Ok(()));
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "takes more than LATE_MAX requests, which is long there")]
+fn of_too_many_late_requests_the_oldest_is_forgotten_and_named() {
+    let (store, mut fake) = fake::pair(0);
+    let (extra, all) = (3, LATE_MAX + 3);
+    fake.twists.extend((0..all).map(|_| Twist::Never));
+    for _ in 0..all {
+        assert!(try_block_on(&store, &mut fake, store.read("a")).is_none());
+    }
+    assert!(block_on(&store, &mut fake, store.read("a")).is_err());
+    let diagnosis = store.diagnosis().expect("not in use");
+    assert_eq!((diagnosis.late, diagnosis.counters.oddities), (LATE_MAX, extra));
+    assert_eq!(diagnosis.counters.last_oddity, Some(Oddity::Unanswered { asked: Kind::Read }));
+    // The first is a stranger now, the last is known.
+    for (req_id, oddities) in [(1, extra + 1), (u32::try_from(all).expect("small"), extra + 1)] {
+        fake.say_message(Kind::Read.raw(), req_id, b"1");
+        settle(&store, &mut fake);
+        assert_eq!(store.counters().oddities, oddities, "reply to {req_id}");
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "takes more than LATE_MAX requests, which is long there")]
+fn a_watch_that_nobody_wants_is_forgotten_with_its_request() {
+    let (store, mut fake) = fake::pair(0);
+    fake.twists.extend((0..LATE_MAX + 3).map(|_| Twist::Never));
+    for _ in 0..LATE_MAX + 3 {
+        assert!(try_block_on(&store, &mut fake, store.watch("a", "t")).is_none());
+    }
+    assert!(block_on(&store, &mut fake, store.read("a")).is_err());
+    assert_eq!(store.watches_held(), LATE_MAX);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering::Relaxed;
 use xen_sys::hypercall::sched::SuspendOutcome::{Continued, Resumed};
 use xenbus::fake::{self, Fake, Twist, block_on, poll_once, run_all, settle, try_block_on};
+use xenbus::shutdown::{self, Request};
 use xenbus::wire::Kind;
 use xenbus::{AlreadyQuiescing, Cause, Change, Quiet, RingFault, Store};
 
@@ -196,7 +197,8 @@ fn half_a_message_holds_the_quiesce_until_its_other_half_comes() {
 fn a_quiesce_that_is_given_up_opens_the_gate() {
     let (store, mut fake) = fake::pair(0);
     fake.twists.push_back(Twist::Never);
-    assert!(try_block_on(&store, &mut fake, store.read("a")).is_none());
+    let mut read = pin!(store.read("a"));
+    assert!(try_block_on(&store, &mut fake, read.as_mut()).is_none());
     {
         let mut quiesce = pin!(store.quiesce());
         assert!(try_block_on(&store, &mut fake, quiesce.as_mut()).is_none(), "one request is never answered");
@@ -205,6 +207,108 @@ fn a_quiesce_that_is_given_up_opens_the_gate() {
     }
     assert_eq!(block_on(&store, &mut fake, store.write("a", "2")), Ok(()));
     assert_eq!(fake.value("a"), Some(&b"2"[..]));
+}
+
+/// A xenstored that answers under a wrong id has answered: neither this suspend nor any other waits for that request.
+#[test]
+fn a_lost_answer_does_not_take_suspend_away() {
+    for outcome in [Continued, Resumed] {
+        let (store, mut fake) = fake::pair(0);
+        fake.set(shutdown::NODE, b"suspend");
+        for wrong in 100..110 {
+            fake.twists.push_back(Twist::Id(wrong));
+            assert!(try_block_on(&store, &mut fake, shutdown::take_request(&store)).is_none(), "and is given up");
+        }
+        assert_eq!(block_on(&store, &mut fake, shutdown::take_request(&store)), Ok(Some(Request::Suspend)));
+        let quiet = quiesce(&store, &mut fake);
+        assert_eq!(store.diagnosis().map(|diagnosis| (diagnosis.awaited, diagnosis.late)), Some((0, 10)));
+        if outcome == Resumed {
+            fake.restore(false);
+        }
+        quiet.resume(outcome);
+        // After all: in the old domain it is known, and what it brings is given back. In the new one it is a stranger.
+        let before = store.counters().oddities;
+        fake.say_message(Kind::TransactionStart.raw(), 1, b"77\0");
+        settle(&store, &mut fake);
+        assert_eq!(fake.log().ends_with(&[Kind::TransactionEnd]), outcome == Continued);
+        assert_eq!(store.counters().oddities - before, u64::from(outcome == Resumed));
+        drop(quiesce(&store, &mut fake));
+    }
+}
+
+#[test]
+fn who_stops_waiting_lets_the_quiesce_go_on() {
+    let (store, mut fake) = fake::pair(0);
+    fake.twists.extend([Twist::Never, Twist::Never]);
+    let mut read = Box::pin(store.read("a"));
+    let mut transaction = Box::pin(store.transaction(async |_| Ok(())));
+    assert!(try_block_on(&store, &mut fake, read.as_mut()).is_none());
+    assert!(try_block_on(&store, &mut fake, transaction.as_mut()).is_none());
+    let mut quiesce = pin!(store.quiesce());
+    assert!(try_block_on(&store, &mut fake, quiesce.as_mut()).is_none());
+    drop(read);
+    assert!(try_block_on(&store, &mut fake, quiesce.as_mut()).is_none());
+    drop(transaction);
+    assert!(block_on(&store, &mut fake, quiesce).is_ok());
+}
+
+/// As above, with all of it in one run: the pump is polled only when it is woken.
+#[test]
+fn who_stops_waiting_wakes_the_pump() {
+    let (store, mut fake) = fake::pair(0);
+    fake.twists.push_back(Twist::Never);
+    let store = &store;
+    let giving_up = async {
+        let mut read = Box::pin(store.read("a"));
+        assert!(poll_once(read.as_mut()).is_pending());
+        for _ in 0..20 {
+            yield_once().await;
+        }
+        drop(read);
+    };
+    let quiescing = async {
+        while store.counters().requests == 0 {
+            yield_once().await;
+        }
+        assert!(store.quiesce().await.is_ok());
+    };
+    run_all(store, &mut fake, vec![Box::pin(giving_up) as Boxed<'_>, Box::pin(quiescing)]);
+}
+
+#[test]
+fn watches_asked_for_again_in_vain_hold_nobody_up() {
+    let (store, mut fake) = fake::pair(0);
+    let mut watch = block_on(&store, &mut fake, store.watch("a", "t")).expect("watch");
+    let quiet = quiesce(&store, &mut fake);
+    fake.restore(true);
+    fake.twists.push_back(Twist::Never);
+    quiet.resume(Resumed);
+    assert_eq!(block_on(&store, &mut fake, store.write("b", "1")), Ok(()));
+    assert_eq!(fake.log(), [Kind::Watch, Kind::Write]);
+    // xenstored fires what it has set: no answer is needed to see that it works.
+    assert_eq!(block_on(&store, &mut fake, watch.changed()), Ok(Change::Everything));
+    fake.set("a/1", b"");
+    assert_eq!(block_on(&store, &mut fake, watch.changed()), Ok(Change::Path("a/1".into())));
+    drop(quiesce(&store, &mut fake));
+}
+
+#[test]
+fn a_ring_that_xenstored_is_resetting_is_left_alone() {
+    let (store, mut fake) = fake::pair(500);
+    let quiet = quiesce(&store, &mut fake);
+    let page = fake.page();
+    fake.say(&[1, 2, 3]);
+    assert!(fake.step());
+    fake.restore(false);
+    page.connection.store(1, Relaxed);
+    quiet.resume(Resumed);
+    settle(&store, &mut fake);
+    assert_eq!((page.rsp_cons.load(Relaxed), page.rsp_prod.load(Relaxed)), (500, 503));
+    fake.restore(true);
+    page.connection.store(0, Relaxed);
+    store.on_event();
+    assert_eq!(block_on(&store, &mut fake, store.write("a", "1")), Ok(()));
+    assert_eq!(store.counters().oddities, 0);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::pin::{Pin, pin};
 use xen_sys::Errno;
 use xenbus::fake::{self, Twist, block_on, poll_once, run_all, settle, try_block_on};
 use xenbus::wire::Kind;
-use xenbus::{Cause, Change, QUEUE_MAX, Refusal};
+use xenbus::{Cause, Change, Oddity, QUEUE_MAX, Refusal};
 
 fn path(path: &str) -> Change {
     Change::Path(path.into())
@@ -71,6 +71,9 @@ fn an_event_that_was_too_long_makes_everybody_read() {
     assert_eq!(block_on(&store, &mut fake, watch.changed()), Ok(path("data")));
     fake.say_message(Kind::WatchEvent.raw(), 0, &[b'x'; 5000]);
     assert_eq!(block_on(&store, &mut fake, watch.changed()), Ok(Change::Everything));
+    let counters = store.counters();
+    assert_eq!(counters.oddities, 1);
+    assert_eq!(counters.last_oddity, Some(Oddity::TooLong { kind: Kind::WatchEvent.raw(), len: 5000 }));
 }
 
 #[test]

@@ -26,13 +26,14 @@ impl Engine {
         self.settle(true, fx);
     }
 
-    /// Forgets all that belonged to one connection, except requests and watches.
+    /// Forgets all that belonged to one connection, except watches and the requests that somebody waits for.
     fn end_connection(&mut self) {
         self.epoch += 1;
         self.transactions = 0;
         self.incoming = Assembler::default();
         self.outgoing = Outgoing::default();
         self.calls.lose_transactions();
+        self.calls.forget_late();
     }
 
     /// Ends draining once there is nothing left to drain.
@@ -79,7 +80,10 @@ impl Engine {
                 _ => None,
             };
             self.calls.end_where(verdict, &mut fx.wake);
-            if let Err(fault) = ring.discard_replies() {
+            // While xenstored resets the ring, its indices are xenstored's; it leaves no replies behind.
+            if ring.is_connected()
+                && let Err(fault) = ring.discard_replies()
+            {
                 self.break_down(fault, fx);
             }
         } else if let Some(fault) = self.fault {
