@@ -1,13 +1,15 @@
 //! One line of the console contract: `stasis: EVENT key=value …`.
 //!
 //! Values with anything but plain visible characters are quoted, with `\"`, `\\`, `\n`, `\t` and `\xNN` inside, so that
-//! whatever a backend, a toolstack or a panic message contains stays one value of one line.
+//! whatever a backend, a toolstack or a panic message contains stays one value of one line. A value that does not fit is cut,
+//! quotes are closed all the same, and what comes behind it is left out; so what must be read stands first.
 
 use core::fmt::{self, Write};
 
 use arrayvec::ArrayString;
 
-/// Longest line, newline and all. The longest value is a command line, of at most 1023 bytes.
+/// Longest line, newline and all. The longest value is a command line of 1023 bytes; only one of hundreds of quotes or control
+/// characters does not fit.
 pub(crate) const MAX_LINE: usize = 2048;
 
 /// A line being made. What does not fit is cut; the newline always fits.
@@ -26,14 +28,17 @@ impl Line {
 
     /// Adds `key=value`.
     pub(crate) fn field(&mut self, key: &str, value: &dyn fmt::Display) {
+        // A blank, `=`, two quotes and a byte of the value: less would be no field.
+        if self.text.remaining_capacity() < key.len() + 5 {
+            return;
+        }
         self.push(" ");
         self.push(key);
         self.push("=");
-        let mut plain = Plainness(true, true);
+        let mut look = Look { plain: true, empty: true };
         // A value's own Display reporting failure means only that it printed less; the line says what it can.
-        let _ = write!(plain, "{value}");
-        let Plainness(is_plain, is_empty) = plain;
-        if is_plain && !is_empty {
+        let _ = write!(look, "{value}");
+        if look.plain && !look.empty {
             // What does not fit is cut.
             let _ = write!(Cut(self), "{value}");
         } else {
@@ -62,13 +67,18 @@ impl Line {
     }
 }
 
-/// Whether what is written needs no quotes; whether nothing was written.
-struct Plainness(bool, bool);
+/// What a value looks like.
+struct Look {
+    /// It needs no quotes.
+    plain: bool,
+    /// Nothing was written.
+    empty: bool,
+}
 
-impl Write for Plainness {
+impl Write for Look {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        self.0 &= text.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'=' && b != b'\\');
-        self.1 &= text.is_empty();
+        self.plain &= text.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'=' && b != b'\\');
+        self.empty &= text.is_empty();
         Ok(())
     }
 }
@@ -83,24 +93,26 @@ impl Write for Cut<'_> {
     }
 }
 
-/// Writes into a line what stands between quotes.
+/// Writes into a line what stands between quotes, and leaves room for the closing one. An escape is written whole or, as the
+/// first thing that does not fit, ends the value.
 struct Quoted<'a>(&'a mut Line);
 
 impl Write for Quoted<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for c in text.chars() {
+            let mut escaped = ArrayString::<16>::new();
             match c {
-                '"' => self.0.push("\\\""),
-                '\\' => self.0.push("\\\\"),
-                '\n' => self.0.push("\\n"),
-                '\t' => self.0.push("\\t"),
-                c if c.is_control() => {
-                    let mut escaped = ArrayString::<16>::new();
-                    write!(escaped, "\\x{:02x}", u32::from(c))?;
-                    self.0.push(&escaped);
-                }
-                c => self.0.push(c.encode_utf8(&mut [0; 4])),
+                '"' => escaped.push_str("\\\""),
+                '\\' => escaped.push_str("\\\\"),
+                '\n' => escaped.push_str("\\n"),
+                '\t' => escaped.push_str("\\t"),
+                c if c.is_control() => write!(escaped, "\\x{:02x}", u32::from(c))?,
+                c => escaped.push(c),
             }
+            if self.0.text.remaining_capacity() <= escaped.len() {
+                return Err(fmt::Error);
+            }
+            self.0.push(&escaped);
         }
         Ok(())
     }
@@ -136,6 +148,20 @@ mod tests {
         let text = "ä".repeat(MAX_LINE);
         let line = one(&text);
         assert!(line.len() < MAX_LINE && line.len() > MAX_LINE - 8);
-        assert!(line.starts_with("stasis: e k=\"ää"));
+        assert!(line.starts_with("stasis: e k=\"ää") && line.ends_with("ä\""));
+    }
+
+    #[test]
+    fn a_value_that_is_cut_is_still_quoted_and_ends_the_line() {
+        for pad in 0..6 {
+            let mut line = Line::new("panic");
+            line.field("at", &"src/x.rs:1");
+            line.field("msg", &format_args!("{}{}", "a".repeat(pad), "\u{1}\"".repeat(MAX_LINE)));
+            line.field("behind", &"lost");
+            let text = line.as_str();
+            assert!(text.starts_with("stasis: panic at=src/x.rs:1 msg=\"") && text.ends_with('"'), "{text}");
+            assert!(text.ends_with("\\x01\"") || text.ends_with("\\\"\""), "an escape is whole: {text}");
+            assert!(!text.contains("behind") && text.len() < MAX_LINE);
+        }
     }
 }
