@@ -1,52 +1,47 @@
 //! [`BootInfo`]: what `start_info` says, checked and copied.
 //!
-//! The page itself lives on: the toolstack reads it at every save and writes it at every restore, which
-//! `kernel`'s suspend sequence deals with. Nothing here is read again from the copy after a restore but the
-//! addresses of pages (PFNs), which stay.
+//! The page itself lives on: the toolstack reads it at every save and writes it at every restore, which `kernel` deals with
+//! (`start_info.rs`). What a restore changes is not copied here, but for the frames of the rings, which the kernel turns into
+//! its own page numbers before anything else.
 
 use core::fmt;
 
 use xen_sys::abi::xen::{MAX_GUEST_CMDLINE, StartInfo};
 
-/// Where the console is.
+/// Machine frames of the ring pages, as the toolstack wrote them: claims, until they are found in the p2m.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConsoleInfo {
-    /// A ring page in our memory, and the port of its daemon.
-    Ring {
-        /// Machine frame of the ring page.
-        mfn: u64,
-        /// Port number; good until a restore.
-        port: u32,
-    },
-    /// Xen's own console, by hypercall: we are the initial domain.
-    Hypervisor,
+pub struct RingFrames {
+    /// xenstore's.
+    pub store_mfn: u64,
+    /// The console's.
+    pub console_mfn: u64,
 }
 
-/// `start_info`, copied. Frames are as Xen gave them: machine frames where it says `mfn`.
+/// `start_info`, copied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BootInfo {
     /// Pages of memory that the domain has, PFNs `0..nr_pages`.
     pub nr_pages: u64,
-    /// Machine address of `shared_info`.
-    pub shared_info_maddr: u64,
-    /// We are Xen's initial domain: no toolstack, no xenstore, nobody who could suspend us.
-    pub initial_domain: bool,
-    /// Machine frame and port of the xenstore ring, unless we are the initial domain.
-    pub store: Option<(u64, u32)>,
-    /// The console.
-    pub console: ConsoleInfo,
+    /// The rings. `None` in Xen's initial domain: no toolstack, no xenstore, nobody who could suspend us; its console is
+    /// Xen's own, by hypercall.
+    pub rings: Option<RingFrames>,
     /// Virtual address of the L4 that the builder made.
     pub pt_base: u64,
     /// Frames of page tables, from `pt_base` on.
     pub nr_pt_frames: u64,
-    /// Virtual address of the p2m; where the note INIT_P2M asked for it.
-    pub mfn_list: u64,
     /// First PFN of the p2m and the tables that map it.
     pub first_p2m_pfn: u64,
     /// How many frames those take.
     pub nr_p2m_frames: u64,
-    cmdline: [u8; MAX_GUEST_CMDLINE],
-    cmdline_len: usize,
+    /// The command line.
+    pub cmdline: CmdlineText,
+}
+
+/// The command line as it was passed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CmdlineText {
+    bytes: [u8; MAX_GUEST_CMDLINE],
+    len: usize,
 }
 
 /// Why `start_info` cannot be used.
@@ -94,45 +89,39 @@ impl BootInfo {
         if start_info.mfn_list != p2m_base {
             return Err(StartInfoError::P2mElsewhere { found: start_info.mfn_list, wanted: p2m_base });
         }
-        let initial_domain = start_info.is_initial_domain();
-        let console = if initial_domain {
-            ConsoleInfo::Hypervisor
-        } else {
+        let rings = (!start_info.is_initial_domain()).then(|| {
             // SAFETY: both arms of the union are plain integers of the same layout up to here; outside
             // of the initial domain the toolstack fills this one (`start_info_x86_64`).
-            let ring = unsafe { start_info.console.domU };
-            ConsoleInfo::Ring { mfn: ring.mfn, port: ring.evtchn }
-        };
-        let cmdline = start_info.cmd_line;
+            let console = unsafe { start_info.console.domU };
+            RingFrames { store_mfn: start_info.store_mfn, console_mfn: console.mfn }
+        });
+        let bytes = start_info.cmd_line;
+        let len = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
         Ok(BootInfo {
             nr_pages: start_info.nr_pages,
-            shared_info_maddr: start_info.shared_info,
-            initial_domain,
-            store: (!initial_domain).then_some((start_info.store_mfn, start_info.store_evtchn)),
-            console,
+            rings,
             pt_base: start_info.pt_base,
             nr_pt_frames: start_info.nr_pt_frames,
-            mfn_list: start_info.mfn_list,
             first_p2m_pfn: start_info.first_p2m_pfn,
             nr_p2m_frames: start_info.nr_p2m_frames,
-            cmdline_len: cmdline.iter().position(|byte| *byte == 0).unwrap_or(cmdline.len()),
-            cmdline,
+            cmdline: CmdlineText { bytes, len },
         })
     }
+}
 
-    /// The command line, up to its NUL. At most 1023 bytes: the builder cuts longer ones in silence.
-    /// Bytes that are not UTF-8 end it.
-    pub fn cmdline(&self) -> &str {
-        let bytes = &self.cmdline[..self.cmdline_len];
+impl CmdlineText {
+    /// Up to its NUL. At most 1023 bytes: the builder cuts longer ones in silence. Bytes that are not UTF-8 end it.
+    pub fn as_str(&self) -> &str {
+        let bytes = &self.bytes[..self.len];
         match core::str::from_utf8(bytes) {
             Ok(text) => text,
             Err(error) => core::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default(),
         }
     }
 
-    /// Whether the command line may have been cut: it fills all the room that `start_info` has.
-    pub fn cmdline_may_be_cut(&self) -> bool {
-        self.cmdline_len >= MAX_GUEST_CMDLINE - 1
+    /// Whether it may have been cut: it fills all the room that `start_info` has.
+    pub fn may_be_cut(&self) -> bool {
+        self.len >= MAX_GUEST_CMDLINE - 1
     }
 }
 
@@ -142,7 +131,7 @@ fn contains(haystack: &[u8], needle: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use xen_sys::abi::xen::SIF_INITDOMAIN;
+    use xen_sys::abi::xen::{SIF_INITDOMAIN, StartInfoConsoleDomU};
 
     use super::*;
 
@@ -161,19 +150,20 @@ mod tests {
 
     #[test]
     fn takes_what_the_toolstack_writes() {
-        let info = BootInfo::read(&start_info(b"xen-3.0-x86_64", b"evtchn=2l log=info"), P2M).expect("well formed");
-        assert_eq!(info.cmdline(), "evtchn=2l log=info");
-        assert!(!info.initial_domain);
-        assert!(info.store.is_some());
-        assert!(matches!(info.console, ConsoleInfo::Ring { .. }));
+        let mut raw = start_info(b"xen-3.0-x86_64", b"evtchn=2l log=info");
+        raw.store_mfn = 0x1234;
+        raw.console.domU = StartInfoConsoleDomU { mfn: 0x1235, evtchn: 2 };
+        let info = BootInfo::read(&raw, P2M).expect("well formed");
+        assert_eq!(info.cmdline.as_str(), "evtchn=2l log=info");
+        assert_eq!(info.rings, Some(RingFrames { store_mfn: 0x1234, console_mfn: 0x1235 }));
     }
 
     #[test]
-    fn the_initial_domain_has_no_store() {
+    fn the_initial_domain_has_no_rings() {
         let mut raw = start_info(b"xen-3.0-x86_64", b"");
         raw.flags = SIF_INITDOMAIN;
         let info = BootInfo::read(&raw, P2M).expect("well formed");
-        assert_eq!((info.initial_domain, info.store, info.console), (true, None, ConsoleInfo::Hypervisor));
+        assert_eq!(info.rings, None);
     }
 
     #[test]
@@ -194,9 +184,9 @@ mod tests {
     fn a_full_or_garbled_command_line_is_survived() {
         let full = [b'a'; MAX_GUEST_CMDLINE];
         let info = BootInfo::read(&start_info(b"xen-3.0-x86_64", &full), P2M).expect("well formed");
-        assert_eq!(info.cmdline().len(), MAX_GUEST_CMDLINE);
-        assert!(info.cmdline_may_be_cut());
+        assert_eq!(info.cmdline.as_str().len(), MAX_GUEST_CMDLINE);
+        assert!(info.cmdline.may_be_cut());
         let info = BootInfo::read(&start_info(b"xen-3.0-x86_64", b"log=info \xff\xfe x"), P2M).expect("well formed");
-        assert_eq!(info.cmdline(), "log=info ");
+        assert_eq!(info.cmdline.as_str(), "log=info ");
     }
 }

@@ -20,7 +20,7 @@ pub mod image;
 mod notes;
 
 pub use cmdline::{Abi, BadValue, Cmdline, LogLevel, SuspendVia, Workload};
-pub use info::{BootInfo, ConsoleInfo, StartInfoError};
+pub use info::{BootInfo, CmdlineText, RingFrames, StartInfoError};
 
 #[cfg(target_os = "none")]
 pub use entry::{SecondaryMain, secondary_entry};

@@ -9,35 +9,35 @@ use core::fmt;
 use spin::Once;
 use xen_sys::abi::io::xs_wire::XenstoreDomainInterface;
 use xen_sys::abi::sched::{SHUTDOWN_poweroff, SHUTDOWN_reboot};
-use xen_sys::hypercall::{evtchn, sched};
-use xen_sys::primitive::sync::atomic::{AtomicU32, Ordering};
+use xen_sys::hypercall::sched;
+use xen_sys::primitive::sync::atomic::Ordering;
 use xenbus::shutdown::{self, Request};
 use xenbus::{Change, Doorbell, Store, StoreError};
 
-use crate::{console, executor, panic, suspend, timer};
+use crate::{console, devices, events, executor, panic, suspend, time, timer};
 
 /// How long a failed exchange with xenstored is let rest before it is tried again.
 const RETRY_NS: u64 = 1_000_000_000;
 
 static STORE: Once<Store> = Once::new();
 static PAGE: Once<&'static XenstoreDomainInterface> = Once::new();
-/// The store's port. Written by vcpu 0, at boot and while all others are parked.
-static PORT: AtomicU32 = AtomicU32::new(0);
 
 struct Bell;
 
 impl Doorbell for Bell {
     fn notify(&self) {
-        // ORDERING: Relaxed, one word; a restore changes it while nobody else runs.
-        // xenstored cannot be told that its port is gone; a restore, which mends that, is all that can take the port away.
-        let _ = evtchn::send(PORT.load(Ordering::Relaxed));
+        // Without a port, after a restore, nothing is lost: xenstored is told once it is bound. Stale and refused sends are
+        // counted there.
+        if let Some(port) = devices::store_port() {
+            let _ = events::get().send(port);
+        }
     }
 }
 
-/// The port of the store, at boot and after a restore.
-pub(crate) fn set_port(port: u32) {
-    // ORDERING: Relaxed, see `Bell`.
-    PORT.store(port, Ordering::Relaxed);
+/// xenstored can be told from now on, and may have something to tell. Context: vcpu 0.
+pub(crate) fn port_is_bound() {
+    Bell.notify();
+    on_event();
 }
 
 /// Marks the ring page dirty, just before a suspend: what the daemon writes through its own mapping is not logged.
@@ -61,8 +61,8 @@ pub(crate) fn start(page: &'static XenstoreDomainInterface) {
     PAGE.call_once(|| page);
     let store = STORE.call_once(|| Store::new(page, Box::new(Bell)));
     let pump = async move { match store.pump().await {} };
-    executor::spawn_here(pump).expect("the first tasks of a CPU");
-    executor::spawn_here(serve(store)).expect("the first tasks of a CPU");
+    executor::spawn_here(pump);
+    executor::spawn_here(serve(store));
 }
 
 /// Writes `facts` under `data/stasis/`. A store that does not take them is named and does not stop anything.
@@ -87,24 +87,34 @@ async fn serve(store: &'static Store) {
 
 async fn serve_until_error(store: &'static Store) -> Result<core::convert::Infallible, StoreError> {
     store.reset_watches().await?;
-    shutdown::advertise(store).await?;
+    advertise(store).await;
     let mut watch = store.watch(shutdown::NODE, "shutdown").await?;
     loop {
-        if watch.changed().await? == Change::Everything {
+        let change = watch.changed().await?;
+        let seen_ns = time::now_ns();
+        if change == Change::Everything {
             // A restored domain starts with fresh nodes.
-            shutdown::advertise(store).await?;
+            advertise(store).await;
         }
         if let Some(request) = shutdown::take_request(store).await? {
-            obey(store, request).await;
+            obey(store, request, seen_ns).await;
         }
     }
 }
 
-async fn obey(store: &'static Store, request: Request) {
+/// Best effort: `xl` of 4.17 reads none of it, and a request that comes anyhow is served.
+async fn advertise(store: &Store) {
+    if let Err(error) = shutdown::advertise(store).await {
+        complain("control/feature-*", &error);
+    }
+}
+
+/// Does what is asked for; it was seen at guest time `seen_ns`.
+async fn obey(store: &'static Store, request: Request, seen_ns: u64) {
     match request {
         Request::Poweroff | Request::Halt => power_off(if request == Request::Halt { "halt" } else { "poweroff" }),
         Request::Reboot => reboot(),
-        Request::Suspend => suspend::serve(store, "xenstore").await,
+        Request::Suspend => suspend::serve(store, "xenstore", seen_ns).await,
         Request::Unknown(text) => {
             crate::say!("control-unknown", node = shutdown::NODE, value = Lossy(text.as_bytes()));
         }
@@ -139,7 +149,7 @@ fn reboot() -> ! {
 fn end(word: &str, reason: u32) -> ! {
     panic::say_shutdown(word);
     // What the daemon has not taken within its time it never will.
-    let _ = console::drain();
+    console::drain();
     match sched::shutdown(reason) {
         Ok(_) => unreachable!("Xen lets a domain that shuts down run on"),
         Err(error) => panic!("SCHEDOP_shutdown({reason}): {error}"),

@@ -1,9 +1,11 @@
-//! What VIRQ_DEBUG shows: the vcpu's state and its ports, a line each.
+//! What VIRQ_DEBUG shows: the vcpu's state, where its time went, its counts and its ports, a line each.
+//!
+//! In an upcall, where the console waits for nobody: lines for which there is no room are lost, and counted.
 
 use percpu::CpuId;
 use xen_sys::primitive::sync::atomic::Ordering;
 
-use crate::{cpus, events, time};
+use crate::{console, cpus, events, time};
 
 /// Dumps the vcpu that this runs on. Context: any but quiesced.
 pub(crate) fn this_cpu() {
@@ -21,6 +23,21 @@ pub(crate) fn this_cpu() {
         pending_sel = format_args!("{:#x}", info.evtchn_pending_sel.load(Ordering::Relaxed)),
         incarnation = events::get().incarnation(),
     );
+    // ORDERING: Relaxed, to be printed only. Xen writes it while we do not run, so it is whole.
+    let [running_ns, runnable_ns, blocked_ns, offline_ns] =
+        [0, 1, 2, 3].map(|state: usize| percpu::area().runstate.time[state].load(Ordering::Relaxed));
+    crate::say!(
+        "debug-runstate",
+        cpu = cpu,
+        running_ns = running_ns,
+        runnable_ns = runnable_ns,
+        blocked_ns = blocked_ns,
+        offline_ns = offline_ns,
+    );
+    if cpu == CpuId::BOOT {
+        let counts = console::counts();
+        crate::say!("debug-console", lost_lines = counts.lost_lines, bad_indices = counts.bad_indices);
+    }
     ports(cpu);
     let counts = events::get().counts_racy(cpu);
     crate::say!(
@@ -44,7 +61,7 @@ fn ports(cpu: CpuId) {
         let mut line = crate::logfmt::Line::new("debug-port");
         line.field("cpu", &cpu);
         line.fields(format_args!("{port}"));
-        crate::console::print(&line);
+        console::print(&line);
     }
 }
 

@@ -27,6 +27,8 @@ mod control;
 #[cfg(target_os = "none")]
 mod cpus;
 #[cfg(target_os = "none")]
+mod devices;
+#[cfg(target_os = "none")]
 mod dump;
 #[cfg(target_os = "none")]
 mod events;
@@ -41,14 +43,20 @@ mod logfmt;
 mod memory;
 #[cfg(target_os = "none")]
 mod panic;
+#[cfg(any(test, target_os = "none"))]
+mod patience;
 #[cfg(target_os = "none")]
 mod relax;
+#[cfg(any(test, target_os = "none"))]
+mod run_queue;
 #[cfg(target_os = "none")]
 mod selftest;
 #[cfg(target_os = "none")]
 mod stacks;
 #[cfg(target_os = "none")]
 mod start;
+#[cfg(target_os = "none")]
+mod start_info;
 #[cfg(target_os = "none")]
 mod suspend;
 #[cfg(any(test, target_os = "none"))]
@@ -60,7 +68,7 @@ mod timer;
 mod traps;
 #[cfg(target_os = "none")]
 mod wait;
-#[cfg(target_os = "none")]
+#[cfg(any(test, target_os = "none"))]
 mod workload;
 
 #[cfg(not(target_os = "none"))]

@@ -1,21 +1,20 @@
 //! The kernel's memory: `mm`, fed with what the builder and the linker say, and what is asked of it afterwards.
 //!
 //! Context: [`init`] on the boot CPU before all else; the rest as said. Suspend: the tables are *kept* (the toolstack translates
-//! them), `shared_info`'s mapping is *rebuilt*, and no mfn is remembered anywhere: each is looked up when it is wanted.
+//! them), `shared_info`'s mapping is *rebuilt*. Whoever wants a machine frame gets an [`Mfn`], which no static and no task can
+//! keep; it becomes a number where Xen's ABI wants one, and not before.
 
 use core::ptr::NonNull;
 
 use boot::{BootInfo, image};
 use mm::fixmap::{self, Slot};
-use mm::{Access, BootMemory, Image, Memory, MmError, Pfn, PfnRange, XenMmu};
+use mm::{Access, BootMemory, Image, MaskedLock, Memory, Mfn, MmError, Pfn, PfnRange, XenMmu};
 use percpu::{CpuId, Quiesced};
 use spin::Once;
-use spin::mutex::SpinMutex;
 use xen_sys::abi::arch::ArchSharedInfo;
 use xen_sys::abi::xen::SharedInfo;
 
 use crate::heap;
-use crate::relax::GiveUp;
 
 static MEMORY: Once<Kernel> = Once::new();
 
@@ -23,7 +22,7 @@ struct Kernel {
     p2m: mm::P2m,
     root: mm::Root,
     /// Taken when a vcpu is brought up.
-    area: SpinMutex<mm::AreaMap, GiveUp>,
+    area: MaskedLock<mm::AreaMap>,
 }
 
 fn kernel() -> &'static Kernel {
@@ -49,12 +48,14 @@ pub(crate) unsafe fn init(info: &BootInfo, builder_stack_top: u64) -> Result<(),
         heap::get().give_pages(run);
     });
     let Memory { p2m, root, area, .. } = memory;
-    MEMORY.call_once(|| Kernel { p2m, root, area: SpinMutex::new(area) });
+    MEMORY.call_once(|| Kernel { p2m, root, area: MaskedLock::new(area) });
     Ok(())
 }
 
 fn boot_memory(info: &BootInfo, builder_stack_top: u64) -> BootMemory {
-    let pages = |section: image::Section| PfnRange::new(pfn(section.start)..pfn(section.end));
+    let ours = "the builder and the linker tell addresses in the image's mapping";
+    let pfn = |va: u64| Pfn::of_image(va).expect(ours);
+    let pages = |section: image::Section| PfnRange::of_image(section.start, section.end).expect(ours);
     let tables = pfn(info.pt_base);
     BootMemory {
         nr_pages: info.nr_pages,
@@ -62,26 +63,12 @@ fn boot_memory(info: &BootInfo, builder_stack_top: u64) -> BootMemory {
             text: pages(image::text()),
             rodata: pages(image::rodata()),
             data: pages(image::data()),
-            window: Pfn::new(pfn(image::window())),
-            guard: Pfn::new(pfn(image::boot_stack_guard())),
+            window: pfn(image::window()),
+            guard: pfn(image::boot_stack_guard()),
         },
-        tables: PfnRange::new(tables..tables + info.nr_pt_frames),
-        first_free: Pfn::new(pfn(builder_stack_top)),
+        tables: PfnRange { start: tables, end: tables.plus(info.nr_pt_frames) },
+        first_free: pfn(builder_stack_top),
         p2m: PfnRange::new(info.first_p2m_pfn..info.first_p2m_pfn + info.nr_p2m_frames),
-    }
-}
-
-/// The page behind an address of the builder's mapping.
-fn pfn(va: u64) -> u64 {
-    (va - mm::layout::IMAGE_BASE) / mm::layout::PAGE_SIZE
-}
-
-/// The page that `va`, in the image or the direct map, is in.
-fn pfn_of(va: u64) -> Pfn {
-    if va >= mm::layout::IMAGE_BASE {
-        Pfn::new(pfn(va))
-    } else {
-        Pfn::new((va - mm::layout::DIRECT_BASE) / mm::layout::PAGE_SIZE)
     }
 }
 
@@ -89,9 +76,18 @@ fn pfn_of(va: u64) -> Pfn {
 ///
 /// # Panics
 /// If it is elsewhere.
-pub(crate) fn mfn_of<T>(place: *const T) -> u64 {
-    let pfn = pfn_of(place.addr() as u64);
-    kernel().p2m.mfn(&XenMmu, pfn).expect("memory in use has a machine page").get()
+pub(crate) fn mfn_of<T>(place: *const T) -> Mfn {
+    let va = place.addr() as u64;
+    let pfn = Pfn::of_image(va).or_else(|| Pfn::of_direct(va));
+    mfn_in_use(pfn.expect("the place is in the image or on the heap"))
+}
+
+/// The machine frame of a page that we use, now.
+///
+/// # Panics
+/// If it is none of ours.
+pub(crate) fn mfn_in_use(pfn: Pfn) -> Mfn {
+    mfn_of_pfn(pfn).expect("memory in use has a machine page")
 }
 
 /// How many pages the domain has.
@@ -108,28 +104,28 @@ pub(crate) fn check_p2m() -> Result<(), MmError> {
 }
 
 /// The machine frame of our page `pfn`, now.
-pub(crate) fn mfn_of_pfn(pfn: u64) -> Option<u64> {
-    kernel().p2m.mfn(&XenMmu, Pfn::new(pfn)).map(|mfn| mfn.get())
+pub(crate) fn mfn_of_pfn(pfn: Pfn) -> Option<Mfn> {
+    kernel().p2m.mfn(&XenMmu, pfn)
 }
 
 /// The page of ours that is machine frame `mfn`, if it is one.
-pub(crate) fn pfn_of_mfn(mfn: u64) -> Option<u64> {
-    kernel().p2m.pfn(&XenMmu, mm::Mfn::new(mfn)).map(|pfn| pfn.get())
+pub(crate) fn pfn_of_mfn(mfn: Mfn) -> Option<Pfn> {
+    kernel().p2m.pfn(&XenMmu, mfn)
 }
 
 /// Our page `pfn` in the direct map.
-pub(crate) fn direct<T>(pfn: u64) -> *mut T {
-    Pfn::new(pfn).direct().cast()
+pub(crate) fn direct<T>(pfn: Pfn) -> *mut T {
+    pfn.direct().cast()
 }
 
 /// The page of the kernel's L4.
-pub(crate) fn root_pfn() -> u64 {
-    kernel().root.pfn().get()
+pub(crate) fn root_pfn() -> Pfn {
+    kernel().root.pfn()
 }
 
 /// The machine frame of the kernel's L4, now.
-pub(crate) fn root_mfn() -> u64 {
-    kernel().p2m.mfn(&XenMmu, kernel().root.pfn()).expect("the root has a machine page").get()
+pub(crate) fn root_mfn() -> Mfn {
+    mfn_in_use(root_pfn())
 }
 
 /// Maps a stack for `cpu`; returns its top. Context: task or boot, once for each CPU but the first.
@@ -138,7 +134,7 @@ pub(crate) fn root_mfn() -> u64 {
 /// No memory, or Xen's.
 pub(crate) fn map_stack(cpu: CpuId) -> Result<u64, MmError> {
     let index = u64::from(cpu.vcpu());
-    kernel().area.lock().map_stack(&mut XenMmu, &kernel().p2m, &mut heap::get(), index)
+    kernel().area.with(|area| area.map_stack(&mut XenMmu, &kernel().p2m, &mut heap::get(), index))
 }
 
 /// Maps `shared_info` at its place for life.

@@ -1,8 +1,11 @@
-//! Dying, from any context: stop the other vcpus, leave a short reason at a fixed symbol, tell the console, crash the domain.
+//! Dying, from any context: leave a short reason at a fixed symbol, stop the other vcpus, tell the console, crash the domain.
 //!
 //! The others are stopped by `VCPUOP_down`, which takes no IPI and asks nobody: it works on a vcpu that hangs with its upcalls
-//! masked. Their state stays for `xenctx` where the cfg says `on_crash="preserve"`. Two CPUs that panic at once stop each other
-//! at worst; the domain is then shut down by Xen, as its last vcpu went down, with the reason in the symbol.
+//! masked. It returns before the vcpu has stopped, so each is watched until it runs no more; only then is the console, whose
+//! lock it may hold, taken from it. Their state stays for `xenctx` where the cfg says `on_crash="preserve"`.
+//!
+//! One CPU dies. Another that panics meanwhile waits to be stopped; one that panics while it dies crashes the domain at once.
+//! Upcalls stay masked to the end: no handler runs in a dying kernel.
 //!
 //! The backtrace is raw return addresses, one a line; `cargo xtask` puts names to them. It is found along the frame
 //! pointers, and only inside the stack that the walk began on.
@@ -12,14 +15,16 @@ use core::cell::UnsafeCell;
 use core::fmt::{self, Write};
 use core::panic::PanicInfo;
 
-use percpu::CpuId;
+use percpu::{CpuId, Quiesced};
 use xen_sys::abi::sched::SHUTDOWN_crash;
+use xen_sys::abi::vcpu::RUNSTATE_running;
 use xen_sys::hypercall::{sched, vcpu};
-use xen_sys::primitive::sync::atomic::{AtomicBool, Ordering};
+use xen_sys::primitive::sync::atomic::{AtomicU32, Ordering};
 
 use crate::logfmt::Line;
+use crate::patience::Patience;
 use crate::traps::{self, Frame};
-use crate::{console, cpus, stacks};
+use crate::{console, cpus, stacks, time};
 
 /// Frames that a backtrace shows at most.
 const MAX_FRAMES: usize = 32;
@@ -37,7 +42,9 @@ unsafe impl Sync for Reason {}
 #[unsafe(no_mangle)]
 static stasis_panic_reason: Reason = Reason(UnsafeCell::new([0; 256]));
 
-static DYING: AtomicBool = AtomicBool::new(false);
+/// The number of the CPU that dies, or [`NOBODY`].
+static DYING: AtomicU32 = AtomicU32::new(NOBODY);
+const NOBODY: u32 = u32::MAX;
 
 struct ReasonWriter {
     written: usize,
@@ -80,29 +87,53 @@ pub(crate) fn exception(frame: &Frame) -> ! {
 }
 
 fn die(message: &dyn fmt::Display, at: &dyn fmt::Display, pc: u64, rbp: u64) -> ! {
-    let guard = percpu::mask_upcalls();
+    core::mem::forget(percpu::mask_upcalls());
     let cpu = percpu::current();
-    // ORDERING: AcqRel, pairs with itself on other CPUs: one is first, and it alone writes the reason (RE1).
-    if DYING.swap(true, Ordering::AcqRel) {
-        spin_for_ever();
+    // ORDERING: AcqRel, pairs with itself on other CPUs: one is first, and it alone writes the reason (RE1). Acquire where
+    //   another was: nothing is read because of it.
+    match DYING.compare_exchange(NOBODY, cpu.vcpu(), Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => {}
+        Err(dying) if dying == cpu.vcpu() => crash(),
+        Err(_) => spin_for_ever(),
     }
     // Writing to the array cannot fail.
     let _ = write!(ReasonWriter { written: 0 }, "cpu {cpu} at {at}: {message}");
-    for other in CpuId::first(cpus::nr()).filter(|other| *other != cpu) {
-        // A vcpu that was never started is down already.
-        let _ = vcpu::down(other.vcpu());
-    }
-    if console::seize() {
+    if let Some(all_stopped) = stop_others(cpu) {
+        // SAFETY: this function does not return.
+        unsafe { console::seize(&all_stopped) };
         let mut line = Line::new("panic");
         line.field("cpu", &cpu);
-        line.field("msg", message);
         line.field("at", at);
+        line.field("msg", message);
         console::print(&line);
         backtrace(cpu, pc, rbp);
         say_shutdown("crash");
         console::drain();
     }
-    drop(guard);
+    crash()
+}
+
+/// Stops all vcpus but this one; `None` if one still runs when patience is over.
+fn stop_others(this: CpuId) -> Option<Quiesced> {
+    let others = || CpuId::first(cpus::nr()).filter(move |cpu| *cpu != this);
+    for other in others() {
+        // A vcpu that was never started is down already.
+        let _ = vcpu::down(other.vcpu());
+    }
+    let mut patience = Patience::new(time::tsc());
+    for other in others() {
+        while vcpu::get_runstate_info(other.vcpu()).is_ok_and(|info| info.state == RUNSTATE_running) {
+            if !patience.lasts(time::tsc()) {
+                return None;
+            }
+            sched::yield_();
+        }
+    }
+    // SAFETY: each was seen not running after it had been asked down, and nobody is left to bring it up again.
+    Some(unsafe { Quiesced::assume() })
+}
+
+fn crash() -> ! {
     let _ = sched::shutdown(SHUTDOWN_crash);
     spin_for_ever()
 }

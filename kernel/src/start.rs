@@ -1,19 +1,20 @@
 //! Start-up: the table at the head of `main.rs`, as code.
 
-use boot::{BootInfo, Cmdline, ConsoleInfo, LogLevel};
+use boot::{BootInfo, Cmdline, CmdlineText, LogLevel, RingFrames};
+use mm::{Mfn, Pfn};
 use percpu::{Area, CpuId};
 use spin::Once;
 use xen_sys::abi::arch::SEGBASE_GS_KERNEL;
 use xen_sys::abi::xen::StartInfo;
 use xen_sys::hypercall::{traps as hypercall, version};
 
-use crate::{console, control, cpus, events, executor, memory, selftest, suspend, time, timer, traps, workload};
+use crate::start_info::{self, Rings};
+use crate::{console, control, cpus, devices, events, executor, memory, selftest, time, timer, traps, workload};
 
 /// The boot CPU's area. In the image, because it is needed before there is a heap.
 static BOOT_AREA: Area = Area::new(CpuId::BOOT);
 
-/// The copy of `start_info` that lives on.
-static BOOT_INFO: Once<BootInfo> = Once::new();
+static CMDLINE: Once<CmdlineText> = Once::new();
 static LOG: Once<LogLevel> = Once::new();
 
 /// The least severe notes that are printed.
@@ -34,18 +35,24 @@ unsafe extern "C" fn stasis_main(start_info: *const StartInfo, builder_stack_top
 
     // SAFETY: Xen passes a page that it has filled, and nobody writes to it before the first suspend.
     let info = BootInfo::read(unsafe { &*start_info }, mm::layout::P2M_BASE);
-    let info = BOOT_INFO.call_once(|| info.unwrap_or_else(|error| panic!("{error}")));
-    if info.console == ConsoleInfo::Hypervisor {
+    let info = info.unwrap_or_else(|error| panic!("{error}"));
+    if info.rings.is_none() {
         console::connect_hypervisor();
     }
-    let start_info_pfn = (start_info.addr() as u64 - mm::layout::IMAGE_BASE) / mm::layout::PAGE_SIZE;
     // SAFETY: first thing on the boot stack, once.
-    if let Err(error) = unsafe { memory::init(info, builder_stack_top) } {
+    if let Err(error) = unsafe { memory::init(&info, builder_stack_top) } {
         panic!("memory: {error}");
     }
-    connect_console(info);
+    let start_info_pfn = Pfn::of_image(start_info.addr() as u64).expect("the builder maps start_info after the image");
+    let rings = info.rings.map(pages_of);
+    start_info::init(start_info_pfn, rings);
+    if let Some(rings) = rings {
+        // SAFETY: the page is ours, the daemon's and nobody else's, and is made of atomics.
+        console::connect_ring(unsafe { &*memory::direct(rings.console) });
+    }
 
-    let cmdline = Cmdline::parse(info.cmdline()).unwrap_or_else(|error| panic!("{error}"));
+    let text = CMDLINE.call_once(|| info.cmdline);
+    let cmdline = Cmdline::parse(text.as_str()).unwrap_or_else(|error| panic!("{error}"));
     LOG.call_once(|| cmdline.log);
     if cmdline.abi == boot::Abi::Fifo {
         panic!("evtchn=fifo: this version has the 2-level ABI only; say evtchn=2l, or leave it out");
@@ -61,44 +68,38 @@ unsafe extern "C" fn stasis_main(start_info: *const StartInfo, builder_stack_top
     events::init(nr);
     executor::init(nr);
     timer::init(nr);
-    cpus::start_boot_cpu(nr, info.shared_info_maddr, entered_tsc);
-    say_boot(info, nr, &cmdline);
-    suspend::init(start_info_pfn);
-    let page_of = |(mfn, port): (u64, u32), what: &str| {
-        let pfn = memory::pfn_of_mfn(mfn).unwrap_or_else(|| panic!("start_info: the {what} ring is not our memory"));
-        (pfn, port)
-    };
-    let store = info.store.map(|store| page_of(store, "xenstore"));
-    if let ConsoleInfo::Ring { port, .. } = info.console {
-        suspend::connect_devices(port, store.map_or(0, |(_, port)| port));
+    cpus::start_boot_cpu(nr, start_info::page().shared_info_maddr(), entered_tsc);
+    say_boot(text, nr, info.nr_pages, &cmdline);
+    if rings.is_some() {
+        devices::connect();
     }
     cpus::start_others();
 
     let run = async move {
         cpus::online().await;
-        if let Some((pfn, _)) = store {
+        if let Some(rings) = rings {
             // SAFETY: the page is ours, the daemon's and nobody else's, and is made of atomics.
-            control::start(unsafe { &*memory::direct(pfn) });
+            control::start(unsafe { &*memory::direct(rings.store) });
         }
         match cmdline.test {
             Some(name) => selftest::start(name),
             None => workload::start(cmdline.workload),
         }
     };
-    executor::spawn_on(CpuId::BOOT, run).expect("the first task of a CPU");
-    executor::spawn_on(CpuId::BOOT, console::task(crate::dump::command)).expect("the first tasks of a CPU");
+    executor::spawn_on(CpuId::BOOT, run);
+    executor::spawn_on(CpuId::BOOT, console::task(crate::dump::command));
     executor::run()
 }
 
-fn connect_console(info: &BootInfo) {
-    if let ConsoleInfo::Ring { mfn, port } = info.console {
-        let pfn = memory::pfn_of_mfn(mfn).expect("the builder gave us a console ring of our own memory");
-        // SAFETY: the page is ours, the daemon's and nobody else's, and is made of atomics.
-        console::connect_ring(unsafe { &*memory::direct(pfn) }, port);
-    }
+/// Our own numbers of the rings' pages: their machine frames mean nothing after a restore.
+fn pages_of(frames: RingFrames) -> Rings {
+    let page_of = |mfn: u64, what: &str| {
+        memory::pfn_of_mfn(Mfn::new(mfn)).unwrap_or_else(|| panic!("start_info: the {what} ring is not our memory"))
+    };
+    Rings { store: page_of(frames.store_mfn, "xenstore"), console: page_of(frames.console_mfn, "console") }
 }
 
-fn say_boot(info: &BootInfo, nr: usize, cmdline: &Cmdline<'_>) {
+fn say_boot(text: &CmdlineText, nr: usize, nr_pages: u64, cmdline: &Cmdline<'_>) {
     let xen = version::xen_version().expect("Xen knows its version");
     let extra = version::extraversion().unwrap_or_default();
     let extra = extra.split(|byte| *byte == 0).next().unwrap_or_default();
@@ -107,14 +108,14 @@ fn say_boot(info: &BootInfo, nr: usize, cmdline: &Cmdline<'_>) {
         version = env!("CARGO_PKG_VERSION"),
         xen = format_args!("{}.{}{}", xen.major, xen.minor, extra.escape_ascii()),
         vcpus = nr,
-        mem_pages = info.nr_pages,
-        abi = "2l",
-        cmdline = info.cmdline(),
+        mem_pages = nr_pages,
+        abi = events::get().abi(),
+        cmdline = text.as_str(),
     );
     for key in cmdline.unknown_keys() {
         crate::note!(Warn, "command line: {key}= is not a key that this kernel knows; it is ignored");
     }
-    if info.cmdline_may_be_cut() {
+    if text.may_be_cut() {
         crate::note!(
             Warn,
             "command line: it fills all 1023 bytes that Xen passes on; what is missing was cut by the toolstack"

@@ -1,62 +1,38 @@
 //! Suspend and resume, from the request to the report: what each step of `smp::suspend` does in this kernel.
 //!
 //! A request is served by one task on vcpu 0: xenstore becomes quiet, all other vcpus park, the steps run, every vcpu restores
-//! itself, the ports that the toolstack gave us are bound, xenstore goes on.
+//! itself, the ports that the toolstack gave us are bound ([`devices`]), xenstore goes on.
 //!
 //! Between quiesce and release: no lock, no allocation (the heap is sealed), no line on the console.
 //!
-//! | hypercalls on vcpu 0 | before the suspend | after `Resumed` | after `Continued` |
+//! | hypercalls on vcpu 0, but for the suspend itself | before it | after `Resumed` | after `Continued` |
 //! |---|---|---|---|
+//! | rendezvous, while the others come or go | 1 for each other vcpu (rings it), and yields | | |
 //! | quiesced, while all wait | 1 (unmap `shared_info`) | 3 (map it, place `vcpu_info`, ask for the machine's size) | 1 (map it) |
-//! | released, in parallel with the others | | 1 (bind) and 2 for each device port | 1 (timer) |
+//! | released, in parallel with the others | | 1 (bind), 1 (roll call), 3 for each device port | 1 (timer), 1 (roll call) |
+//! | unmasking, where an upcall is pending | 1 | 1 | 1 |
 
 use core::fmt;
 
-use evtchn::{Action, PortNr, Ports};
+use evtchn::Ports;
 use mm::MmError;
-use percpu::{CpuId, Masked, Quiesced};
+use percpu::{Masked, Quiesced};
 use smp::order::{Prepare, TakeOver};
 use smp::suspend::{Ended, Failed, Steps};
 use smp::{Missing, Outcome};
 use xen_sys::Errno;
-use xen_sys::abi::xen::{SharedInfo, StartInfo, StartInfoConsoleDomU};
+use xen_sys::abi::xen::SharedInfo;
 use xen_sys::hypercall::sched::{self, SuspendOutcome};
-use xen_sys::primitive::sync::atomic::{AtomicU64, Ordering};
+use xen_sys::primitive::sync::atomic::Ordering;
 use xenbus::Store;
 
 use crate::cpus::{self, CpuError, Laggards, Placed};
 use crate::logfmt::Line;
 use crate::time::{Before, Rebased, TimeRecord};
-use crate::{console, control, events, heap, memory, time, timer, workload};
+use crate::{console, control, devices, events, heap, memory, start_info, time, timer, workload};
 
 /// How long xenstored may take to answer what is under way when a suspend is asked for.
 const QUIET_LIMIT_NS: u64 = 20_000_000_000;
-
-/// Where `start_info` is. Written once, at boot.
-static START_INFO_PFN: AtomicU64 = AtomicU64::new(0);
-
-static CONSOLE: Action = Action::new(|_, _| console::on_event(), 0);
-static STORE: Action = Action::new(|_, _| control::on_event(), 1);
-
-/// Remembers the page of `start_info`. Boot, once.
-pub(crate) fn init(start_info_pfn: u64) {
-    // ORDERING: Relaxed, read by vcpu 0 only.
-    START_INFO_PFN.store(start_info_pfn, Ordering::Relaxed);
-}
-
-/// Binds the ports that the toolstack gave us. Boot, and again in every new life of the domain; vcpu 0.
-///
-/// # Panics
-/// If a port is none: the toolstack's numbers are all we have to live on.
-pub(crate) fn connect_devices(console_port: u32, store_port: u32) {
-    for (action, port) in [(&CONSOLE, console_port), (&STORE, store_port)] {
-        let nr = PortNr::new(port).unwrap_or_else(|| panic!("start_info: port {port} is out of range"));
-        if let Err(error) = events::get().bind_device(nr, CpuId::BOOT, action) {
-            panic!("start_info: port {port}: {error}");
-        }
-    }
-    control::set_port(store_port);
-}
 
 /// Why a suspend did not take place.
 enum Abort {
@@ -78,9 +54,9 @@ struct Report {
     back_ns: u64,
 }
 
-/// Answers a request to suspend. It has been acknowledged. Context: the control task, on vcpu 0.
-pub(crate) async fn serve(store: &'static Store, via: &str) {
-    let seen_ns = time::now_ns();
+/// Answers a request to suspend, which was seen at guest time `seen_ns` and has been acknowledged. Context: the control task,
+/// on vcpu 0.
+pub(crate) async fn serve(store: &'static Store, via: &str, seen_ns: u64) {
     crate::say!("suspend-request", via = via);
     let report = match timer::within(QUIET_LIMIT_NS, store.quiesce()).await {
         Ok(Ok(quiet)) => {
@@ -157,69 +133,9 @@ fn run() -> Result<Report, Abort> {
     }
     cpus::restore_this_cpu(&masked, outcome, Placed::Yes);
     if outcome == Outcome::Resumed {
-        let (console_port, store_port) = sequence.info.ports();
-        connect_devices(console_port, store_port);
-        console::set_port(console_port);
+        devices::connect();
     }
     Ok(Report { outcome, suspended_ns: sequence.before.guest_ns, back_ns: sequence.back_ns })
-}
-
-/// `start_info`, through the direct map. Xen and the toolstack write to it while we are suspended, so every field is read
-/// when it is wanted, and no reference to it is made.
-///
-/// - SI1: `page` is the page that Xen passed at entry, in the direct map; only vcpu 0 touches it, in this file.
-#[derive(Clone, Copy)]
-struct StartInfoPage {
-    page: *mut StartInfo,
-}
-
-impl StartInfoPage {
-    fn get() -> StartInfoPage {
-        // ORDERING: Relaxed, written by vcpu 0, at boot.
-        StartInfoPage { page: memory::direct(START_INFO_PFN.load(Ordering::Relaxed)) }
-    }
-
-    /// A copy of it, as it is now.
-    fn read(self) -> StartInfo {
-        // SAFETY: mapped and ours (SI1).
-        unsafe { self.page.read_volatile() }
-    }
-
-    /// Its console, which outside of the initial domain is this arm of the union.
-    fn console(info: &StartInfo) -> StartInfoConsoleDomU {
-        // SAFETY: both arms are plain integers, and the initial domain, whose is the other one, is never suspended.
-        unsafe { info.console.domU }
-    }
-
-    /// Machine frames of the xenstore and the console ring; their pages, while we are suspended.
-    fn rings(self) -> (u64, u64) {
-        let info = self.read();
-        (info.store_mfn, StartInfoPage::console(&info).mfn)
-    }
-
-    fn set_rings(self, store: u64, console: u64) {
-        let mut info = self.read();
-        info.store_mfn = store;
-        info.console.domU = StartInfoConsoleDomU { mfn: console, ..StartInfoPage::console(&info) };
-        // SAFETY: mapped and ours (SI1).
-        unsafe { self.page.write_volatile(info) };
-    }
-
-    /// Ports of the console and of xenstore, in this life of the domain.
-    fn ports(self) -> (u32, u32) {
-        let info = self.read();
-        (StartInfoPage::console(&info).evtchn, info.store_evtchn)
-    }
-
-    /// Machine address of `shared_info`, in this life of the domain.
-    fn shared_info(self) -> u64 {
-        self.read().shared_info
-    }
-
-    /// Its own machine frame, now.
-    fn mfn(self) -> u64 {
-        memory::mfn_of(self.page)
-    }
 }
 
 /// What a step of the sequence failed on.
@@ -240,7 +156,9 @@ impl fmt::Display for StepError {
 
 /// The kernel's part of the steps: what each does. Their order is `smp`'s. Context: vcpu 0, all others parked.
 struct Sequence {
-    info: StartInfoPage,
+    info: start_info::Page,
+    /// Xen's wall clock at system time 0: it stands in `shared_info`, which is unmapped when it is wanted.
+    wall_zero_ns: u64,
     before: Before,
     /// The TSC at the first instruction after the hypercall, and guest time then.
     back_tsc: u64,
@@ -249,7 +167,8 @@ struct Sequence {
 
 impl Sequence {
     fn new() -> Sequence {
-        Sequence { info: StartInfoPage::get(), before: Before { guest_ns: 0, wall_ns: 0 }, back_tsc: 0, back_ns: 0 }
+        let before = Before::at(0, 0, 0);
+        Sequence { info: start_info::page(), wall_zero_ns: 0, before, back_tsc: 0, back_ns: 0 }
     }
 
     fn system_ns_at_return(&self) -> u64 {
@@ -259,7 +178,7 @@ impl Sequence {
     /// # Errors
     /// Xen's.
     fn map_shared_info(&self) -> Result<(), StepError> {
-        memory::map_shared_info(self.info.shared_info()).map(drop).map_err(StepError::Memory)
+        memory::map_shared_info(self.info.shared_info_maddr()).map(drop).map_err(StepError::Memory)
     }
 
     fn attach(others: &Quiesced, ports: Ports) {
@@ -275,12 +194,11 @@ impl Steps for Sequence {
         match step {
             Prepare::MaskLegacySlots => mask_legacy_slots(),
             Prepare::DetachEvents => events::get().detach(others),
-            Prepare::UnmapSharedInfo => memory::unmap_shared_info(others).map_err(StepError::Memory)?,
-            Prepare::MfnsToPfns => {
-                let (store, console) = self.info.rings();
-                let ours = "the rings were our own memory at boot, and are after every restore";
-                self.info.set_rings(memory::pfn_of_mfn(store).expect(ours), memory::pfn_of_mfn(console).expect(ours));
+            Prepare::UnmapSharedInfo => {
+                self.wall_zero_ns = time::wall_at_system_zero_ns(shared_info());
+                memory::unmap_shared_info(others).map_err(StepError::Memory)?;
             }
+            Prepare::MfnsToPfns => self.info.rings_to_pfns(),
         }
         Ok(())
     }
@@ -295,20 +213,16 @@ impl Steps for Sequence {
                     panic!("shared_info, without which no event is ever seen: {error}");
                 }
             }
-            Prepare::MfnsToPfns => {
-                let (store, console) = self.info.rings();
-                let there = "the p2m has a frame for every page that the M2P has shown";
-                self.info.set_rings(memory::mfn_of_pfn(store).expect(there), memory::mfn_of_pfn(console).expect(there));
-            }
+            Prepare::MfnsToPfns => self.info.rings_to_mfns(),
         }
     }
 
     fn suspend(&mut self, _others: &Quiesced, _masked: &Masked) -> Result<SuspendOutcome, Errno> {
         let guest_ns = time::now_ns();
-        self.before = Before { guest_ns, wall_ns: time::wall_ns(guest_ns) };
+        self.before = Before::at(guest_ns, time::system_ns(), self.wall_zero_ns);
         // SAFETY: all others are parked in their loop. start_info has been canonicalised, and shared_info, the only frame that
         //   is not ours, is unmapped. No mfn is kept over the call but this argument.
-        let outcome = unsafe { sched::suspend(self.info.mfn()) };
+        let outcome = unsafe { sched::suspend(self.info.mfn().get()) };
         self.back_tsc = time::tsc();
         if outcome == Ok(SuspendOutcome::Continued) {
             self.back_ns = time::to_guest_ns(self.system_ns_at_return()).max(guest_ns);

@@ -2,8 +2,10 @@
 //!
 //! Xen gives each vcpu a record (`vcpu_time_info`) that turns the TSC into *system time*: nanoseconds since the host booted.
 //! Guest time is system time plus an offset, which vcpu 0 sets anew after a restore, while all others are parked. The time
-//! that the domain spent saved counts: what passed on the wall clock (`shared_info.wc_*`) meanwhile is added, unless that
-//! went backwards, and guest time goes on from there. On the same host this is the same as system time having gone on.
+//! that the domain spent saved counts: what passed meanwhile on Xen's wall clock (`shared_info.wc_*`, read just before the
+//! suspend and just after it) is added, unless that went backwards, and guest time goes on from there. On the same host
+//! this is the same as system time having gone on, unless somebody set the clock while the domain was saved: that cannot be
+//! told from time that passed. A clock that was set while the domain ran makes no difference.
 //!
 //! Where Xen does not vouch for the TSC across CPUs (flag `TSC_STABLE_BIT`) a shared last value keeps order between CPUs;
 //! otherwise no line is written at all.
@@ -19,8 +21,6 @@ use xen_sys::primitive::sync::atomic::{AtomicI64, AtomicU64, Ordering, fence};
 
 /// Added to system time. Written by vcpu 0 while all others are parked, or at boot.
 static OFFSET_NS: AtomicI64 = AtomicI64::new(0);
-/// Wall clock minus guest time. Written as `OFFSET_NS` is.
-static WALL_MINUS_GUEST_NS: AtomicI64 = AtomicI64::new(0);
 /// The last guest time that any CPU has read. Used only while the TSC is not vouched for.
 static LAST_NS: AtomicU64 = AtomicU64::new(0);
 
@@ -114,12 +114,6 @@ pub(crate) fn to_system_ns(guest_ns: u64) -> u64 {
     guest_ns.saturating_add_signed(OFFSET_NS.load(Ordering::Relaxed).saturating_neg())
 }
 
-/// Wall clock at guest time `guest_ns`: ns since 1970.
-pub(crate) fn wall_ns(guest_ns: u64) -> u64 {
-    // ORDERING: Relaxed, as in `to_guest_ns`.
-    guest_ns.saturating_add_signed(WALL_MINUS_GUEST_NS.load(Ordering::Relaxed))
-}
-
 /// Wall clock at system time 0, in ns since 1970.
 pub(crate) fn wall_at_system_zero_ns(shared: &SharedInfo) -> u64 {
     loop {
@@ -145,8 +139,7 @@ pub(crate) fn wall_at_system_zero_ns(shared: &SharedInfo) -> u64 {
 pub(crate) fn start(quiesced: &Quiesced, entered_tsc: u64, shared: &SharedInfo) {
     let system_ns = TimeRecord::read(&percpu::vcpu_info().time).system_time_ns(entered_tsc);
     let wall_zero_ns = wall_at_system_zero_ns(shared);
-    let before = Before { guest_ns: 0, wall_ns: wall_zero_ns.saturating_add(system_ns) };
-    Rebased::new(before, system_ns, wall_zero_ns).set(quiesced);
+    Rebased::new(Before::at(0, system_ns, wall_zero_ns), system_ns, wall_zero_ns).set(quiesced);
 }
 
 /// What is kept over the suspend so that guest time can go on from it.
@@ -154,8 +147,15 @@ pub(crate) fn start(quiesced: &Quiesced, entered_tsc: u64, shared: &SharedInfo) 
 pub(crate) struct Before {
     /// Guest time just before the hypercall.
     pub(crate) guest_ns: u64,
-    /// Wall clock at the same moment.
-    pub(crate) wall_ns: u64,
+    /// Xen's wall clock at the same moment.
+    wall_ns: u64,
+}
+
+impl Before {
+    /// The instant when guest time was `guest_ns`, system time `system_ns` and the wall clock at system time 0 `wall_zero_ns`.
+    pub(crate) fn at(guest_ns: u64, system_ns: u64, wall_zero_ns: u64) -> Before {
+        Before { guest_ns, wall_ns: wall_zero_ns.saturating_add(system_ns) }
+    }
 }
 
 /// Where guest time stands after a restore.
@@ -164,7 +164,6 @@ pub(crate) struct Rebased {
     /// Guest time at the first instruction after the hypercall.
     pub(crate) guest_ns: u64,
     offset_ns: i64,
-    wall_minus_guest_ns: i64,
 }
 
 impl Rebased {
@@ -174,18 +173,13 @@ impl Rebased {
         // The new host's clock may be behind: then no time has passed, as far as anybody can tell.
         let away_ns = wall_ns.saturating_sub(before.wall_ns);
         let guest_ns = before.guest_ns.saturating_add(away_ns);
-        Rebased {
-            guest_ns,
-            offset_ns: difference(guest_ns, system_ns),
-            wall_minus_guest_ns: difference(wall_ns, guest_ns),
-        }
+        Rebased { guest_ns, offset_ns: difference(guest_ns, system_ns) }
     }
 
     /// Makes it hold for all CPUs. They are parked, and read it after they have been released.
     pub(crate) fn set(&self, _quiesced: &Quiesced) {
         // ORDERING: Relaxed, ordered before every reader by the release of the rendezvous.
         OFFSET_NS.store(self.offset_ns, Ordering::Relaxed);
-        WALL_MINUS_GUEST_NS.store(self.wall_minus_guest_ns, Ordering::Relaxed);
     }
 }
 
@@ -217,7 +211,7 @@ mod tests {
 
     #[test]
     fn time_goes_on_wherever_the_domain_wakes_up() {
-        let before = Before { guest_ns: 10_000, wall_ns: 1_000_000 };
+        let before = Before::at(10_000, 20_000, 980_000);
         // The same host, 500 ns later.
         let same = Rebased::new(before, 20_500, 980_000);
         assert_eq!(same.guest_ns, 10_500);
@@ -225,9 +219,22 @@ mod tests {
         let other = Rebased::new(before, 7, 1_001_993);
         assert_eq!(other.guest_ns, 12_000);
         assert_eq!(other.offset_ns, 11_993);
-        // A host whose clock is behind: no time has passed, and the wall clock is the new host's.
+        // A host whose clock is behind: no time has passed.
         let behind = Rebased::new(before, 100, 1000);
         assert_eq!(behind.guest_ns, 10_000);
-        assert_eq!(behind.guest_ns.saturating_add_signed(behind.wall_minus_guest_ns), 1100);
+    }
+
+    #[test]
+    fn a_clock_that_was_set_while_the_domain_ran_is_no_time_that_passed() {
+        const DAY_NS: u64 = 86_400_000_000_000;
+        // Boot at system time 5000, guest time 0. Then the host's clock is set forward, or back, by a day.
+        let wall_zero_ns = 100 * DAY_NS;
+        let boot = Rebased::new(Before::at(0, 5000, wall_zero_ns), 5000, wall_zero_ns);
+        for wall_zero_ns in [wall_zero_ns + DAY_NS, wall_zero_ns - DAY_NS] {
+            let guest_ns = 9000_u64.saturating_add_signed(boot.offset_ns);
+            let before = Before::at(guest_ns, 9000, wall_zero_ns);
+            let after = Rebased::new(before, 9700, wall_zero_ns);
+            assert_eq!(after.guest_ns, guest_ns + 700);
+        }
     }
 }

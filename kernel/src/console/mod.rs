@@ -1,5 +1,6 @@
-//! The console: `output` is what the kernel uses; `queue` and `ring` are the parts that the host can test.
+//! The console: `output` is what the kernel uses; `lines`, `queue` and `ring` are the parts that the host can test.
 
+mod lines;
 #[cfg(target_os = "none")]
 mod output;
 mod queue;

@@ -3,181 +3,112 @@
 //!
 //! - A line is queued whole under a lock, with upcalls masked, and as much as fits goes into the ring at once. What does
 //!   not fit waits in the queue, and goes when the daemon says that it has made room ([`task`]).
-//! - When the queue itself is full, the writer waits for the daemon and gives up the processor meanwhile; a daemon that takes
-//!   nothing for [`PATIENCE_NS`] costs the line, which is counted and told later: no CPU waits for ever.
+//! - When the queue itself is full, a task waits for the daemon and gives up the processor meanwhile. A daemon that takes
+//!   nothing for as long as [`Patience`] lasts costs that line, and all others at once until it moves again; `lines.rs` has the
+//!   table. No CPU waits for ever, and none in an upcall.
 //! - Between quiesce and release nobody prints: the lock's holder could be a parked CPU. `smp` parks a CPU between
 //!   tasks, when it holds no lock.
-//! - Suspend: the ring and its indices are *kept*, the port is *rebuilt* ([`set_port`]).
+//! - Suspend: the ring and its indices are *kept*, the port is *rebuilt* by [`devices`], which then calls [`port_is_bound`].
 
-use spin::mutex::SpinMutex;
+use mm::MaskedLock;
+use percpu::Quiesced;
 use xen_sys::abi::io::console::XenconsInterface;
 use xen_sys::hypercall::misc::console_io_write;
 use xen_sys::hypercall::{evtchn, sched};
-use xen_sys::primitive::sync::atomic::{AtomicBool, Ordering};
+use xen_sys::primitive::sync::atomic::Ordering;
 
-use crate::logfmt::Line;
-use crate::relax::GiveUp;
-use crate::{time, wait};
-
-use super::queue::Queue;
+use super::lines::{Backend, Counts, Lines, Offered};
 use super::ring::Ring;
+use crate::logfmt::Line;
+use crate::patience::Patience;
+use crate::{devices, events, start_info, time, wait};
 
-/// How long a full queue may stay full before a line is given up.
-const PATIENCE_NS: u64 = 5_000_000_000;
-
-enum Backend {
-    /// Not connected yet: lines are queued.
-    None,
-    /// The initial domain's.
-    Hypervisor,
-    Ring {
-        ring: Ring,
-        port: u32,
-    },
-}
-
-struct Console {
-    queue: Queue,
-    backend: Backend,
-    lost_lines: u64,
-}
-
-static CONSOLE: SpinMutex<Console, GiveUp> =
-    SpinMutex::new(Console { queue: Queue::new(), backend: Backend::None, lost_lines: 0 });
+static CONSOLE: MaskedLock<Lines> = MaskedLock::new(Lines::new());
 
 /// Set by the daemon's event, cleared by the task.
 static EVENT: wait::Flag = wait::Flag::new();
-/// A CPU is dying and owns the console.
-static SEIZED: AtomicBool = AtomicBool::new(false);
 
-impl Console {
-    /// Moves bytes from the queue to where they go; true if any went.
-    fn pump(&mut self) -> bool {
-        let mut moved = false;
-        while !self.queue.is_empty() {
-            let bytes = self.queue.front();
-            let count = match &self.backend {
-                Backend::None => 0,
-                // Refused only where this is not the initial domain, which is not so here.
-                Backend::Hypervisor => console_io_write(bytes).map_or(0, |()| bytes.len()),
-                Backend::Ring { ring, .. } => ring.write(bytes),
-            };
-            if count == 0 {
-                break;
-            }
-            self.queue.consume(count);
-            moved = true;
-        }
-        if moved {
-            self.notify();
-        }
-        moved
-    }
+/// Bytes that are taken from the ring before other tasks get their turn.
+const TYPED_AT_ONCE: usize = 64;
 
-    fn notify(&self) {
-        if let Backend::Ring { port, .. } = self.backend {
-            // A stale port, before it is rebound after a restore, is Xen's to refuse: the daemon gets told with the next line.
-            let _ = evtchn::send(port);
+fn with<R>(work: impl FnOnce(&mut Lines) -> R) -> R {
+    CONSOLE.with(|lines| {
+        let result = work(lines);
+        if lines.take_to_tell() {
+            tell_daemon(lines);
         }
-    }
+        result
+    })
+}
 
-    fn is_drained(&self) -> bool {
-        self.queue.is_empty()
-            && match &self.backend {
-                Backend::Ring { ring, .. } => ring.is_drained(),
-                Backend::None | Backend::Hypervisor => true,
-            }
+/// Until the port is bound, at boot and after a restore, the daemon hears nothing; it is told once when it is bound.
+fn tell_daemon(lines: &Lines) {
+    // Refused and stale sends are counted there.
+    if let Some(port) = devices::console_port() {
+        let _ = events::get().send(port);
+    } else if lines.is_dying() {
+        // There will be no other time to tell it.
+        let _ = evtchn::send(start_info::page().ports().console);
     }
+}
+
+fn write_to_hypervisor(bytes: &[u8]) -> bool {
+    console_io_write(bytes).is_ok()
 }
 
 /// Connects the console of the initial domain.
 pub(crate) fn connect_hypervisor() {
-    with(|console| {
-        console.backend = Backend::Hypervisor;
-        console.pump();
-    });
+    with(|lines| lines.connect(Backend::Hypervisor(write_to_hypervisor)));
 }
 
-/// Connects the ring page and its port; what was queued before goes out.
-pub(crate) fn connect_ring(page: &'static XenconsInterface, port: u32) {
-    with(|console| {
-        console.backend = Backend::Ring { ring: Ring::new(page), port };
-        console.pump();
-    });
+/// Connects the ring page; what was queued before goes out.
+pub(crate) fn connect_ring(page: &'static XenconsInterface) {
+    with(|lines| lines.connect(Backend::Ring(Ring::new(page))));
 }
 
-/// The ring's port after a restore. Context: vcpu 0, all others parked.
-pub(crate) fn set_port(new: u32) {
-    with(|console| {
-        if let Backend::Ring { port, .. } = &mut console.backend {
-            *port = new;
-        }
-    });
+/// The daemon can be told from now on, and may have something to tell.
+pub(crate) fn port_is_bound() {
+    with(Lines::tell_again);
+    EVENT.set();
 }
 
-/// Marks the ring page dirty, just before a suspend. Context: vcpu 0, all others parked.
+/// Marks the ring page dirty, just before a suspend. Context: task.
 pub(crate) fn dirty_ring() {
-    with(|console| {
-        if let Backend::Ring { ring, .. } = &console.backend {
-            ring.dirty();
-        }
-    });
+    with(|lines| lines.dirty_ring());
 }
 
-fn with<R>(work: impl FnOnce(&mut Console) -> R) -> R {
-    let _masked = percpu::mask_upcalls();
-    work(&mut CONSOLE.lock())
+/// What went wrong since boot. Context: any but quiesced.
+pub(crate) fn counts() -> Counts {
+    with(|lines| lines.counts())
 }
 
 /// Prints `line`. Any context but quiesced ones.
 pub(crate) fn print(line: &Line) {
-    let mut waiting_since = None;
-    loop {
-        let done = with(|console| {
-            if console.lost_lines != 0 {
-                let mut note = Line::new("console");
-                note.field("lost_lines", &console.lost_lines);
-                if push(&mut console.queue, &note) {
-                    console.lost_lines = 0;
-                }
-            }
-            let queued = push(&mut console.queue, line);
-            let moved = console.pump();
-            if moved {
-                waiting_since = None;
-            }
-            queued
-        });
-        if done {
-            return;
-        }
-        let now = time::system_ns();
-        if now.saturating_sub(*waiting_since.get_or_insert(now)) > PATIENCE_NS {
-            with(|console| console.lost_lines += 1);
+    // ORDERING: Relaxed, written by this CPU only.
+    let masked = percpu::vcpu_info().evtchn_upcall_mask.load(Ordering::Relaxed) != 0;
+    let mut patience = None;
+    while with(|lines| lines.offer(line, masked)) == Offered::Full {
+        let tsc = time::tsc();
+        if !patience.get_or_insert_with(|| Patience::new(tsc)).lasts(tsc) {
+            with(Lines::waited_in_vain);
             return;
         }
         sched::yield_();
     }
 }
 
-fn push(queue: &mut Queue, line: &Line) -> bool {
-    let text = line.as_str().as_bytes();
-    queue.room() > text.len() && queue.push(text) && queue.push(b"\n")
-}
-
-/// Waits until the daemon has taken everything, but not for ever: false if it did not. Context: task.
-pub(crate) fn drain() -> bool {
-    let start = time::system_ns();
-    while time::system_ns().saturating_sub(start) < PATIENCE_NS {
-        if with(|console| {
-            console.pump();
-            console.is_drained()
-        }) {
-            return true;
-        }
+/// Waits until the daemon has taken everything, as long as that is of any use. Context: task, or dying.
+pub(crate) fn drain() {
+    let mut patience = Patience::new(time::tsc());
+    let drained = || {
+        with(|lines| {
+            lines.pump();
+            lines.is_drained()
+        })
+    };
+    while !drained() && patience.lasts(time::tsc()) {
         sched::yield_();
     }
-    false
 }
 
 /// The daemon has taken output or has input for us. Context: upcall.
@@ -185,24 +116,17 @@ pub(crate) fn on_event() {
     EVENT.set();
 }
 
-/// Moves what waits in the queue whenever the daemon has made room, and hands lines that were typed to `command`.
+/// Moves what waits in the queue whenever the daemon has made room, and hands lines that were typed to `command`. Whatever the
+/// daemon does, other tasks and a rendezvous get their turn after [`TYPED_AT_ONCE`] bytes.
 pub(crate) async fn task(mut command: impl FnMut(&str)) {
     let mut typed = arrayvec::ArrayString::<120>::new();
     loop {
         EVENT.wait().await;
-        let mut buffer = [0_u8; 64];
-        let count = with(|console| {
-            console.pump();
-            let Backend::Ring { ring, .. } = &console.backend else { return 0 };
-            let count = ring.read(&mut buffer);
-            if count != 0 {
-                console.notify();
-            }
-            count
+        let mut buffer = [0_u8; TYPED_AT_ONCE];
+        let count = with(|lines| {
+            lines.pump();
+            lines.read(&mut buffer)
         });
-        if count == buffer.len() {
-            EVENT.set();
-        }
         for byte in &buffer[..count] {
             match byte {
                 b'\r' | b'\n' if typed.is_empty() => {}
@@ -217,22 +141,22 @@ pub(crate) async fn task(mut command: impl FnMut(&str)) {
                 _ => {}
             }
         }
+        if count == buffer.len() {
+            EVENT.set();
+        }
+        wait::yield_now().await;
     }
 }
 
-/// Takes the console over for a CPU that dies; false if another one has done so before. All other vcpus are down, so a lock that is
-/// held now is held for good.
-pub(crate) fn seize() -> bool {
-    // ORDERING: AcqRel, pairs with itself on other CPUs: one of them is first.
-    if SEIZED.swap(true, Ordering::AcqRel) {
-        return false;
-    }
-    if CONSOLE.is_locked() {
-        // SAFETY: whoever held it is down, or is this very CPU further up its stack, and will not go on. The queue's invariants
-        //   hold between any two statements of its functions: indices are changed last, by one store each.
-        unsafe { CONSOLE.force_unlock() };
-    }
-    true
+/// Takes the console over for the last words of a CPU that dies. Whoever holds its lock, this CPU further up its stack or one
+/// that has been stopped, has left the queue in order: its indices are changed last, by one store each.
+///
+/// # Safety
+/// The caller must not return to what it was doing.
+pub(crate) unsafe fn seize(_all_stopped: &Quiesced) {
+    // SAFETY: all other CPUs are stopped, and this one will not go on with what it was at.
+    unsafe { CONSOLE.break_open() };
+    with(|lines| lines.last_words(write_to_hypervisor));
 }
 
 /// Says one event: `say!("event", key = value, …)`. Values are anything with `Display`.

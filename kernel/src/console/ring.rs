@@ -1,8 +1,8 @@
 //! The PV console's ring page (`xen/include/public/io/console.h`): bytes out to the daemon, bytes in from it.
 //!
-//! The page is the daemon's as much as ours. Indices run freely, are read once and checked; the daemon's are believed only
-//! as far as they are possible, so the worst that it can do is to lose its own output. Nothing is cached between calls:
-//! across save and restore the indices in the page simply go on.
+//! The page is the daemon's as much as ours. Indices run freely, are read once and checked; one of the daemon's that cannot
+//! be is refused, so the worst that it can do is to lose output and input. Nothing is cached between calls: across save
+//! and restore the indices in the page simply go on.
 
 use xen_sys::abi::io::console::XenconsInterface;
 use xen_sys::primitive::sync::atomic::{AtomicU8, AtomicU32, Ordering};
@@ -12,6 +12,10 @@ use xen_sys::primitive::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 pub(super) struct Ring {
     page: &'static XenconsInterface,
 }
+
+/// The daemon says that there is more to read than a ring holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Impossible;
 
 impl Ring {
     pub(super) fn new(page: &'static XenconsInterface) -> Ring {
@@ -41,19 +45,25 @@ impl Ring {
     }
 
     /// Takes what has been typed, as far as `buffer` goes; says how many bytes. The daemon is to be told if it is not 0.
-    pub(super) fn read(&self, buffer: &mut [u8]) -> usize {
+    ///
+    /// # Errors
+    /// [`Impossible`], with nothing taken. Clamped instead, one bad index would be 2^32 bytes to read.
+    pub(super) fn read(&self, buffer: &mut [u8]) -> Result<usize, Impossible> {
         let ring = &self.page.r#in;
         // ORDERING: Relaxed, only we write `in_cons`.
         let consumed = self.page.in_cons.load(Ordering::Relaxed);
         // ORDERING: Acquire, pairs with the daemon's barrier before it moved `in_prod`: the bytes are there.
         let available = self.page.in_prod.load(Ordering::Acquire).wrapping_sub(consumed) as usize;
-        let count = available.min(ring.len()).min(buffer.len());
+        if available > ring.len() {
+            return Err(Impossible);
+        }
+        let count = available.min(buffer.len());
         for (byte, place) in buffer[..count].iter_mut().zip(places(ring, consumed)) {
             // ORDERING: Relaxed, made visible by the load of `in_prod`.
             *byte = place.load(Ordering::Relaxed);
         }
         publish(&self.page.in_cons, consumed, count);
-        count
+        Ok(count)
     }
 
     /// Writes our own indices once more, so that log-dirty sees the page: what the daemon writes through its own mapping
@@ -76,12 +86,21 @@ fn publish(index: &AtomicU32, from: u32, count: usize) {
     index.store(from.wrapping_add(u32::try_from(count).unwrap_or(0)), Ordering::Release);
 }
 
+/// A page for life, as the real one is. Kept where Miri sees that it is not lost.
+#[cfg(test)]
+pub(super) fn leaked_page() -> &'static XenconsInterface {
+    static PAGES: std::sync::Mutex<Vec<&'static XenconsInterface>> = std::sync::Mutex::new(Vec::new());
+    let page: &'static XenconsInterface = Box::leak(Box::new(XenconsInterface::new()));
+    PAGES.lock().expect("no test panics in there").push(page);
+    page
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn ring() -> (Ring, &'static XenconsInterface) {
-        let page: &'static XenconsInterface = Box::leak(Box::new(XenconsInterface::new()));
+        let page = leaked_page();
         // Near the wrap of the index, as after 4 GiB of output.
         page.out_prod.store(u32::MAX - 5, Ordering::Relaxed);
         page.out_cons.store(u32::MAX - 5, Ordering::Relaxed);
@@ -116,10 +135,21 @@ mod tests {
         page.in_cons.store(1023, Ordering::Relaxed);
         page.in_prod.store(1025, Ordering::Relaxed);
         let mut buffer = [0; 16];
-        assert_eq!(ring.read(&mut buffer), 2);
+        assert_eq!(ring.read(&mut buffer), Ok(2));
         assert_eq!(&buffer[..2], b"ab");
-        assert_eq!(ring.read(&mut buffer), 0);
-        page.in_prod.store(77_777, Ordering::Relaxed);
-        assert_eq!(ring.read(&mut buffer), 16, "bounded by the buffer, whatever the daemon claims");
+        assert_eq!(ring.read(&mut buffer), Ok(0));
+    }
+
+    #[test]
+    fn an_impossible_producer_is_refused() {
+        let (ring, page) = ring();
+        let mut buffer = [0; 2000];
+        page.in_prod.store(1025, Ordering::Relaxed);
+        assert_eq!(ring.read(&mut buffer), Err(Impossible));
+        assert_eq!(page.in_cons.load(Ordering::Relaxed), 0);
+        page.in_prod.store(u32::MAX, Ordering::Relaxed);
+        assert_eq!(ring.read(&mut buffer), Err(Impossible));
+        page.in_prod.store(1024, Ordering::Relaxed);
+        assert_eq!(ring.read(&mut buffer), Ok(1024), "a full ring is possible");
     }
 }

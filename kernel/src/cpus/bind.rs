@@ -136,7 +136,7 @@ fn check<const N: usize, const M: usize>(
 pub(super) fn vcpu_info_place(area: &Area) -> VcpuInfoPlace {
     let info = &raw const area.vcpu_info;
     let offset = u32::try_from(info.addr() % 4096).expect("below the size of a page");
-    VcpuInfoPlace { mfn: memory::mfn_of(info), offset }
+    VcpuInfoPlace { mfn: memory::mfn_of(info).get(), offset }
 }
 
 /// What a CPU does by itself when it comes to life, in a new or in the same domain, in the order that [`smp::suspend`] keeps.
@@ -198,6 +198,11 @@ pub(super) fn took_timer(_masked: &Masked) {
 /// An IPI of the roll call came. Context: upcall.
 pub(super) fn took_ipi(_masked: &Masked) {
     note_progress(get().roll_call.took_ipi(percpu::current(), time::now_ns, ask_to_answer));
+}
+
+/// Whether every vcpu has taken a timer event and an IPI since boot or since the last suspend.
+pub(crate) fn all_are_alive() -> bool {
+    get().roll_call.is_complete()
 }
 
 /// Waits until every vcpu has taken a timer event and an IPI; says which was the last, and when. Names those that are missing, once

@@ -83,7 +83,7 @@ pub(crate) fn start_others() {
             stack_top,
             argument: 0,
             gs_base: area.link(),
-            root_mfn: memory::root_mfn(),
+            root_mfn: memory::root_mfn().get(),
             traps: &traps::table(),
             upcall_entry: traps::upcall_entry(),
             failsafe_entry: traps::failsafe_entry(),

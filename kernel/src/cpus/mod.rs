@@ -17,12 +17,14 @@ use evtchn::Ipi;
 use percpu::{CpuId, Masked, PerCpu, Quiesced};
 use smp::{Clock, Delivery, Kind, Kinds, Lead, Mail, Missing, Outcome, Rendezvous, RollCall};
 use spin::Once;
+use xen_sys::abi::vcpu::{RUNSTATE_blocked, RUNSTATE_offline, RUNSTATE_runnable, RUNSTATE_running};
+use xen_sys::hypercall::vcpu;
 use xen_sys::primitive::sync::atomic::{AtomicU8, Ordering};
 
 use crate::relax::Processor;
 use crate::{events, time};
 
-pub(crate) use bind::{CpuError, Placed, all_alive, place_vcpu_info, restore_this_cpu};
+pub(crate) use bind::{CpuError, Placed, all_alive, all_are_alive, place_vcpu_info, restore_this_cpu};
 pub(crate) use bring_up::{count, online, start_boot_cpu, start_others};
 pub(crate) use park::{park_if_asked, park_is_asked};
 
@@ -154,6 +156,28 @@ pub(crate) fn state_racy(cpu: CpuId) -> State {
     }
 }
 
+/// What Xen does with a vcpu right now, for people. Costs a hypercall to ask for; any context.
+pub(crate) struct Scheduled(Option<u32>);
+
+impl Scheduled {
+    pub(crate) fn of(cpu: CpuId) -> Scheduled {
+        Scheduled(vcpu::get_runstate_info(cpu.vcpu()).ok().map(|info| info.state))
+    }
+}
+
+impl fmt::Display for Scheduled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = [
+            (RUNSTATE_running, "running"),
+            (RUNSTATE_runnable, "runnable"),
+            (RUNSTATE_blocked, "blocked"),
+            (RUNSTATE_offline, "offline"),
+        ];
+        let name = names.iter().find(|(state, _)| Some(*state) == self.0);
+        f.write_str(name.map_or("unknown", |(_, name)| *name))
+    }
+}
+
 /// The vcpus that did not come, with what each was doing, for people.
 pub(crate) struct Laggards<'a>(pub(crate) &'a Missing);
 
@@ -161,7 +185,7 @@ impl fmt::Display for Laggards<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (n, cpu) in self.0.cpus.iter().enumerate() {
             let separator = if n == 0 { "" } else { ", " };
-            write!(f, "{separator}vcpu {cpu}: {}", state_racy(cpu))?;
+            write!(f, "{separator}vcpu {cpu}: {} {}", state_racy(cpu), Scheduled::of(cpu))?;
         }
         Ok(())
     }

@@ -4,15 +4,16 @@ use alloc::boxed::Box;
 use alloc::format;
 
 use evtchn::{Action, PortNr};
-use percpu::{CpuId, Masked};
+use percpu::{CpuId, Masked, PerCpu};
 use smp::Outcome;
+use spin::Once;
 use xen_sys::abi::xen::DOMID_SELF;
 use xen_sys::hypercall::evtchn as hypercall;
 use xen_sys::primitive::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::Verdict;
 use crate::relax::Processor;
-use crate::{cpus, events, executor, timer, wait};
+use crate::{cpus, events, executor, time, timer, wait, workload};
 
 /// Every vcpu calls every other; each call is run once, where it should be.
 pub(super) async fn ipi() -> Verdict {
@@ -29,7 +30,7 @@ pub(super) async fn ipi() -> Verdict {
             }
             DONE.fetch_add(1, Ordering::Release); // ORDERING: Release, pairs with the Acquire below.
         };
-        executor::spawn_on(from, caller).map_err(|error| format!("vcpu {from}: {error:?}"))?;
+        executor::spawn_on(from, caller);
     }
     // ORDERING: Acquire, pairs with the callers' Release.
     while DONE.load(Ordering::Acquire) != nr {
@@ -87,19 +88,48 @@ pub(super) async fn port() -> Verdict {
     }
 }
 
-/// A hundred rendezvous in a row, each of which does nothing and is cancelled.
+/// Many rendezvous in a row, each of which is cancelled. Every other vcpu has a task that counts without end: within a
+/// rendezvous all are parked and no count moves, between two of them all go on.
 pub(super) async fn rendezvous() -> Verdict {
-    const ROUNDS: usize = 100;
+    const ROUNDS: usize = 40;
+    const LOOKS: usize = 1000;
+    static COUNTS: Once<PerCpu<AtomicUsize>> = Once::new();
+    let counts = COUNTS.call_once(|| PerCpu::new(cpus::nr(), |_| AtomicUsize::new(0)));
+    // ORDERING: Relaxed, numbers that stand still or do not.
+    let sum = || counts.iter().map(|(_, count)| count.load(Ordering::Relaxed)).sum::<usize>();
+    let others = || CpuId::first(cpus::nr()).skip(1);
+    for cpu in others() {
+        executor::spawn_on(cpu, async {
+            loop {
+                counts.mine().fetch_add(1, Ordering::Relaxed); // ORDERING: Relaxed, as above.
+                wait::yield_now().await;
+            }
+        });
+    }
     for round in 0..ROUNDS {
-        let stopped = cpus::rendezvous(|_, _| (Outcome::Cancelled, round));
+        let stopped = cpus::rendezvous(|_, _| {
+            let awake = others().filter(|cpu| cpus::state_racy(*cpu) != cpus::State::Parked).count();
+            let before = sum();
+            let moved = (0..LOOKS).filter(|_| sum() != before).count();
+            (Outcome::Cancelled, (awake, moved))
+        });
         match stopped {
-            Ok(result) if result == round => {}
-            Ok(other) => return Err(format!("round {round} returned {other}")),
+            Ok((0, 0)) => {}
+            Ok((awake, moved)) => {
+                return Err(format!("round {round}: {awake} not parked, counts moved in {moved} of {LOOKS} looks"));
+            }
             Err(missing) => return Err(format!("round {round}: {missing}")),
         }
-        wait::yield_now().await;
+        // Until every other vcpu has counted on.
+        for cpu in others() {
+            let count = || counts.on(cpu).load(Ordering::Relaxed); // ORDERING: Relaxed, as above.
+            let before = count();
+            while count() == before {
+                timer::sleep(1_000_000).await;
+            }
+        }
     }
-    Ok(format!("rounds={ROUNDS}"))
+    Ok(format!("rounds={ROUNDS} counted={}", sum()))
 }
 
 /// A vcpu that does not come is named, the others go on, and the next rendezvous works once it has come back.
@@ -117,7 +147,7 @@ pub(super) async fn hung_vcpu() -> Verdict {
             core::hint::spin_loop();
         }
     };
-    executor::spawn_on(last, hanger).map_err(|error| format!("{error:?}"))?;
+    executor::spawn_on(last, hanger);
     // ORDERING: Relaxed, as above.
     while !HANGS.load(Ordering::Relaxed) {
         timer::sleep(1_000_000).await;
@@ -129,6 +159,41 @@ pub(super) async fn hung_vcpu() -> Verdict {
     HANG.store(false, Ordering::Relaxed); // ORDERING: Relaxed, as above.
     cpus::rendezvous(|_, _| (Outcome::Cancelled, ())).map_err(|missing| format!("afterwards: {missing}"))?;
     if missing == format!("{last}") { Ok(format!("missing={missing}")) } else { Err(format!("named {missing}")) }
+}
+
+/// A vcpu that serves its inbox much too late shows in the heartbeat, once; and nothing else does.
+pub(super) async fn lost_event() -> Verdict {
+    /// Much longer than the heartbeat has patience for.
+    const LIMIT_NS: u64 = 30_000_000_000;
+    static OVER: AtomicBool = AtomicBool::new(false);
+    if cpus::nr() == 1 {
+        return Err("needs two vcpus".into());
+    }
+    let last = CpuId::new(cpus::nr() - 1).expect("there are not more vcpus than CPUs");
+    workload::start_beating();
+    timer::sleep(1_000_000_000).await;
+    if workload::wrong_and_beats_racy().0 != 0 {
+        return Err("something is wrong from the beginning".into());
+    }
+    executor::spawn_on(last, async {
+        let _masked = percpu::mask_upcalls();
+        let start_ns = time::now_ns();
+        while workload::wrong_and_beats_racy().0 == 0 && time::now_ns() - start_ns < LIMIT_NS {
+            core::hint::spin_loop();
+        }
+        OVER.store(true, Ordering::Release); // ORDERING: Release, pairs with the Acquire below.
+    });
+    // ORDERING: Acquire, pairs with the Release above.
+    while !OVER.load(Ordering::Acquire) {
+        timer::sleep(10_000_000).await;
+    }
+    let (_, beats_before) = workload::wrong_and_beats_racy();
+    timer::sleep(3_000_000_000).await;
+    match workload::wrong_and_beats_racy() {
+        (1, beats) if beats > beats_before => Ok("lost=1".into()),
+        (1, beats) => Err(format!("a vcpu has stopped at {beats} beats")),
+        (wrong, _) => Err(format!("{wrong} events are called wrong and not 1")),
+    }
 }
 
 /// Many more lines than the ring and the queue hold; the harness checks that none is missing.

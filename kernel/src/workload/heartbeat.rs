@@ -1,9 +1,11 @@
 //! Every vcpu beats by timer and sends numbered IPIs to the next one, which checks the numbers. Once a second vcpu 0 tells
 //! how it went.
 //!
-//! - A beat is a timer event that this vcpu has taken; its call to the next vcpu is an IPI, run in the upcall there.
-//! - A number that is left out is *lost*, the same one again is *doubled*, a lower one is *reordered*. An IPI that is not
-//!   run within [`LATE_BEATS`] beats of its sender counts as lost once. Beats, not time: a suspended sender does not beat.
+//! - A beat is a timer event that this vcpu has taken; its calls to the next vcpu are IPIs, run in the upcall there. Up to
+//!   [`IN_FLIGHT`] are under way at once, so that their order means something.
+//! - `lost=` is all that `numbers.rs` knows to be wrong. An IPI that is not run is known after [`LATE_NS`] of its sender's beats:
+//!   beats, not time, as a suspended sender does not beat; and those while all vcpus are alive. So whoever wants to know whether a suspend has cost an IPI reads the
+//!   fourth heartbeat after it: two seconds of beats, one of the report's period, and one that may be half over.
 //! - The gap is what a task on the vcpu sees between two beats, suspends included.
 
 use alloc::boxed::Box;
@@ -12,11 +14,13 @@ use core::future::{Future, poll_fn};
 use core::pin::Pin;
 use core::task::Poll;
 
+use arrayvec::ArrayVec;
 use percpu::{CpuId, Masked, PerCpu};
 use smp::{CallNode, Pending};
 use spin::Once;
 use xen_sys::primitive::sync::atomic::{AtomicU64, Ordering};
 
+use super::numbers::{Age, Received, Stall, Wrongs};
 use crate::{cpus, executor, time, timer};
 
 /// Between two beats of a vcpu, for each vcpu that the domain has: 100 beats a second with 8 vcpus, 6 with 128. All together make
@@ -25,8 +29,10 @@ const BEAT_NS_PER_VCPU: u64 = 1_250_000;
 /// Bounds of that: a lone vcpu beats 100 times a second, and each of a thousand still four times.
 const BEAT_NS: core::ops::RangeInclusive<u64> = 10_000_000..=250_000_000;
 const REPORT_NS: u64 = 1_000_000_000;
-/// An IPI that was not run for so many beats of its sender counts as lost: 10 s and more.
-const LATE_BEATS: u32 = 1000;
+/// An IPI that was not run for this long, in beats of its sender, is late.
+const LATE_NS: u64 = 2_000_000_000;
+/// Calls of one vcpu that are under way.
+const IN_FLIGHT: usize = 4;
 
 /// Bits of a call's argument that carry the sequence number; above them stands the sender.
 const SEQUENCE_BITS: u32 = 48;
@@ -38,36 +44,70 @@ struct Beat {
     beats: AtomicU64,
     /// Largest gap since the last report. Written by its CPU, taken by vcpu 0.
     max_gap_ns: AtomicU64,
-    /// Number of the last IPI that came. Written by its CPU, in upcalls.
-    received: AtomicU64,
-    /// Written by its CPU.
-    lost: AtomicU64,
-    doubled: AtomicU64,
-    reordered: AtomicU64,
+    received: Received,
+    wrongs: Wrongs,
 }
 
 static BEATS: Once<PerCpu<Beat>> = Once::new();
 
 fn beats() -> &'static PerCpu<Beat> {
-    BEATS.get().expect("start() comes before the tasks and calls that ask")
+    BEATS.get().expect("start_beating() comes before the tasks and calls that ask")
 }
 
 /// Starts the tasks.
 pub(super) fn start() {
+    start_beating();
+    executor::spawn_on(CpuId::BOOT, report());
+}
+
+/// Starts all tasks but the one that reports. Once.
+pub(crate) fn start_beating() {
     BEATS.call_once(|| PerCpu::new(cpus::nr(), |_| Beat::default()));
     for cpu in CpuId::first(cpus::nr()) {
-        executor::spawn_on(cpu, beat(cpu)).expect("a CPU has room for the workload's few tasks");
+        executor::spawn_on(cpu, beat(cpu));
     }
-    executor::spawn_on(CpuId::BOOT, report()).expect("a CPU has room for the workload's few tasks");
+}
+
+/// What is wrong on all vcpus, and the beats of the one that has had the fewest.
+pub(crate) fn wrong_and_beats_racy() -> (u64, u64) {
+    // ORDERING: Relaxed, statistics.
+    let beats_min = beats().iter().map(|(_, beat)| beat.beats.load(Ordering::Relaxed)).min().unwrap_or(0);
+    (beats().iter().map(|(_, beat)| beat.wrongs.total()).sum(), beats_min)
+}
+
+/// A call that has been sent.
+struct Sent {
+    pending: Pending,
+    node: &'static CallNode,
+    age: Age,
+}
+
+/// Takes those out that have been run. How many of those that are left were sent before one of them.
+async fn take_ended(sent: &mut ArrayVec<Sent, IN_FLIGHT>, idle: &mut ArrayVec<&'static CallNode, IN_FLIGHT>) -> usize {
+    // Calls to one CPU end in order; so up to here all should have ended.
+    let mut last_ended = 0;
+    let mut place = 0;
+    while let Some(one) = sent.get_mut(place) {
+        if is_over(&mut one.pending).await {
+            // The node is free once its call's end has been seen.
+            idle.push(sent.remove(place).node);
+            last_ended = place;
+        } else {
+            place += 1;
+        }
+    }
+    last_ended
 }
 
 async fn beat(cpu: CpuId) {
     let mine = beats().on(cpu);
     let next = CpuId::new((cpu.index() + 1) % cpus::nr()).expect("below the number of CPUs");
-    let node: &'static CallNode = Box::leak(Box::new(CallNode::new()));
-    let mut in_flight: Option<(Pending, u32)> = None;
-    let mut sequence = 0;
     let period_ns = (BEAT_NS_PER_VCPU * cpus::nr() as u64).clamp(*BEAT_NS.start(), *BEAT_NS.end());
+    let mut idle: ArrayVec<&'static CallNode, IN_FLIGHT> =
+        (0..IN_FLIGHT).map(|_| &*Box::leak(Box::new(CallNode::new()))).collect();
+    let mut sent: ArrayVec<Sent, IN_FLIGHT> = ArrayVec::new();
+    let mut stall = Stall::new(u32::try_from(LATE_NS / period_ns).unwrap_or(u32::MAX));
+    let mut sequence = 0;
     let mut last = time::now_ns();
     loop {
         timer::until(last + period_ns).await;
@@ -77,22 +117,23 @@ async fn beat(cpu: CpuId) {
         mine.beats.fetch_add(1, Ordering::Relaxed);
         last = now;
 
-        if let Some((pending, waited)) = &mut in_flight {
-            *waited += 1;
-            if *waited == LATE_BEATS {
-                mine.lost.fetch_add(1, Ordering::Relaxed); // ORDERING: Relaxed, statistic only.
-            }
-            if !is_over(pending).await {
-                continue;
-            }
+        let nr_idle = idle.len();
+        let overtaken = take_ended(&mut sent, &mut idle).await;
+        let under_way = sent.iter_mut().enumerate().map(|(place, one)| (&mut one.age, place < overtaken));
+        // After a suspend some vcpus beat while others have not come back yet, which is not the events' fault.
+        if cpus::all_are_alive() {
+            stall.beat(idle.len() != nr_idle, under_way, &mine.wrongs);
         }
-        // The node is free once its last call's end has been seen.
-        drop(in_flight.take());
-        sequence += 1;
-        let argument = cpu.index() << SEQUENCE_BITS | sequence;
-        in_flight = cpus::mail().call(next, node, received, argument).ok().map(|pending| (pending, 0));
-        if in_flight.is_none() {
-            sequence -= 1;
+
+        let Some(node) = idle.pop() else { continue };
+        let argument = cpu.index() << SEQUENCE_BITS | (sequence + 1);
+        match cpus::mail().call(next, node, received, argument) {
+            Ok(pending) => {
+                sequence += 1;
+                sent.push(Sent { pending, node, age: Age::default() });
+            }
+            // Not so: its end has been seen.
+            Err(_) => idle.push(node),
         }
     }
 }
@@ -105,17 +146,9 @@ async fn is_over(pending: &mut Pending) -> bool {
 /// An IPI of the vcpu before this one. Context: upcall.
 fn received(_masked: &Masked, argument: usize) {
     let mine = beats().mine();
+    let before = (percpu::current().index() + cpus::nr() - 1) % cpus::nr();
     let number = (argument & ((1 << SEQUENCE_BITS) - 1)) as u64;
-    // ORDERING: Relaxed, all of them: only upcalls of this CPU write, and vcpu 0 reads for statistics.
-    let last = mine.received.load(Ordering::Relaxed);
-    if number == last {
-        mine.doubled.fetch_add(1, Ordering::Relaxed);
-    } else if number < last {
-        mine.reordered.fetch_add(1, Ordering::Relaxed);
-    } else {
-        mine.lost.fetch_add(number - last - 1, Ordering::Relaxed);
-        mine.received.store(number, Ordering::Relaxed);
-    }
+    mine.received.take(argument >> SEQUENCE_BITS, before, number, &mine.wrongs);
 }
 
 /// What all vcpus did since the last report.
@@ -138,10 +171,7 @@ impl Summary {
             sum.beating += usize::from(new != 0);
             sum.beats_min = sum.beats_min.min(new);
             sum.max_gap_ns = sum.max_gap_ns.max(beat.max_gap_ns.swap(0, Ordering::Relaxed));
-            sum.wrong += [&beat.lost, &beat.doubled, &beat.reordered]
-                .map(|count| count.load(Ordering::Relaxed))
-                .iter()
-                .sum::<u64>();
+            sum.wrong += beat.wrongs.total();
         }
         sum
     }
@@ -164,23 +194,22 @@ async fn report() {
             lost = sum.wrong,
         );
         if sum.wrong != 0 {
-            crate::note!(Warn, "events: {}", Wrong);
+            crate::note!(Warn, "events: {Wrong}");
         }
     }
 }
 
-/// Which vcpus have lost, doubled or reordered what.
+/// Which vcpus have seen what go wrong.
 struct Wrong;
 
 impl fmt::Display for Wrong {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (cpu, beat) in beats().iter() {
-            // ORDERING: Relaxed, statistics.
-            let [lost, doubled, reordered] =
-                [&beat.lost, &beat.doubled, &beat.reordered].map(|count| count.load(Ordering::Relaxed));
-            if lost + doubled + reordered != 0 {
-                write!(f, "vcpu {cpu} lost {lost} doubled {doubled} reordered {reordered}; ")?;
+        for (cpu, beat) in beats().iter().filter(|(_, beat)| beat.wrongs.total() != 0) {
+            write!(f, "vcpu {cpu}")?;
+            for (name, count) in beat.wrongs.all().into_iter().filter(|(_, count)| *count != 0) {
+                write!(f, " {name} {count}")?;
             }
+            f.write_str("; ")?;
         }
         Ok(())
     }

@@ -31,6 +31,8 @@ static REPORTED: AtomicUsize = AtomicUsize::new(0);
 static WRONG: AtomicUsize = AtomicUsize::new(0);
 /// Pages under the pattern.
 static PAGES: AtomicUsize = AtomicUsize::new(0);
+/// vcpus for whose share there was not a page.
+static EMPTY_SHARES: AtomicUsize = AtomicUsize::new(0);
 
 /// Takes the memory and starts the tasks that fill and verify it.
 ///
@@ -45,8 +47,10 @@ pub(super) fn start() {
         let pieces = take(share / size_of::<u64>());
         let words: usize = pieces.iter().map(Vec::capacity).sum();
         // ORDERING: Relaxed, statistic only.
-        PAGES.fetch_add(words * size_of::<u64>() / 4096, Ordering::Relaxed);
-        executor::spawn_on(cpu, guard(cpu, pieces)).expect("a CPU has room for the workload's few tasks");
+        let pages = words * size_of::<u64>() / 4096;
+        PAGES.fetch_add(pages, Ordering::Relaxed);
+        EMPTY_SHARES.fetch_add(usize::from(pages == 0), Ordering::Relaxed);
+        executor::spawn_on(cpu, guard(cpu, pieces));
     }
 }
 
@@ -149,5 +153,9 @@ fn report_if_last(round: usize) {
     // ORDERING: Relaxed, the numbers were published by the vcpus' `finished`.
     let wrong = WRONG.load(Ordering::Relaxed);
     let pages = PAGES.load(Ordering::Relaxed);
-    crate::check::report("memory", wrong == 0, format_args!("round={round} pages={pages} wrong_words={wrong}"));
+    let empty = EMPTY_SHARES.load(Ordering::Relaxed);
+    // A vcpu that had nothing to look at has verified nothing.
+    let pass = wrong == 0 && empty == 0;
+    let detail = format_args!("round={round} pages={pages} wrong_words={wrong} empty_shares={empty}");
+    crate::check::report("memory", pass, detail);
 }
