@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tests::{Transcript, build, session};
+use xtask::drive::domain::clear;
 use xtask::drive::guest::{Guest, Limits};
 use xtask::host::Host;
 use xtask::lab::{Lab, LabConfig, memory_for};
@@ -74,21 +75,9 @@ impl Place {
             guest.wait_heartbeats(1)?;
             work(&mut guest)
         });
-        let cleared = self.clear(&name);
+        // The guest destroys itself when it is dropped, and keeps to itself whether that worked.
+        let cleared = clear(&mut self.host, &name);
         outcome.with_context(|| format!("guest {name}, {vcpus} vCPUs, {memory_mib} MiB")).and(cleared)
-    }
-
-    /// Destroys whatever is left of a guest, under any of the names that a migration gives it.
-    fn clear(&mut self, name: &str) -> Result<()> {
-        let script = format!(
-            "for n in {name} {name}--incoming {name}--migratedaway; do xl destroy $n 2>/dev/null; done; \
-             i=0; while [ \"$(xl list | wc -l)\" -gt 2 ] && [ $i -lt 50 ]; do i=$((i+1)); sleep 0.2; done; xl list"
-        );
-        let list = self.host.sh(&script, Duration::from_secs(60))?.output;
-        if list.lines().count() > 2 {
-            bail!("a domain is left after the step:\n{list}");
-        }
-        Ok(())
     }
 
     /// xenstore holds what it held before the first guest, and nothing of any guest.

@@ -1,5 +1,7 @@
 //! The good ways through the ladder.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result, bail, ensure};
 use xtask::contract::Event;
 use xtask::drive::cycles::{Expect, Kind, suspend};
@@ -106,6 +108,31 @@ pub(crate) fn figures_in_xenstore(place: &mut Place) -> Result<()> {
             let script = format!("xenstore-read /local/domain/{domid}/control/feature-{reason}");
             let value = guest.command_ok(&script, guest.limits().command)?;
             ensure!(value.trim() == "1", "control/feature-{reason} is {value}");
+        }
+        guest.power_off()
+    })
+}
+
+/// Xen's debug key `q` sends VIRQ_DEBUG to every vCPU, and each shows its state: before a suspend, and bound anew after.
+pub(crate) fn debug_key(place: &mut Place) -> Result<()> {
+    const VCPUS: u32 = 4;
+    place.with_guest(VCPUS, 32, |guest| {
+        for when in ["at first", "after a restore"] {
+            guest.command_ok("xl debug-keys q", guest.limits().command)?;
+            let mut silent: BTreeSet<String> = (0..VCPUS).map(|cpu| cpu.to_string()).collect();
+            guest
+                .wait_for("a dump of every vCPU", guest.limits().word, |said| {
+                    if said.line.event == "debug" {
+                        let cpu = said.line.pairs.iter().find(|(key, _)| key == "cpu");
+                        silent.retain(|silent| cpu.is_none_or(|(_, cpu)| cpu != silent));
+                    }
+                    silent.is_empty().then_some(())
+                })
+                .with_context(|| when.to_owned())?;
+            guest.wait_heartbeats(1)?;
+            if when == "at first" {
+                suspend(guest, Kind::SaveRestore, WELL)?;
+            }
         }
         guest.power_off()
     })
