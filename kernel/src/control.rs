@@ -56,6 +56,19 @@ pub(crate) fn on_event() {
     }
 }
 
+/// Shows the store's counts and what went wrong last, for a dump. Context: any, since it waits for nothing.
+pub(crate) fn dump() {
+    match STORE.get().map(Store::diagnosis) {
+        Some(Some(diagnosis)) => {
+            let mut line = crate::logfmt::Line::new("debug-xenstore");
+            line.fields(format_args!("{diagnosis}"));
+            console::print(&line);
+        }
+        Some(None) => crate::say!("debug-xenstore", state = "in-use"),
+        None => {}
+    }
+}
+
 /// Starts the store's tasks over its ring page. Context: vcpu 0.
 pub(crate) fn start(page: &'static XenstoreDomainInterface) {
     PAGE.call_once(|| page);

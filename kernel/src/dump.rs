@@ -1,11 +1,12 @@
-//! What VIRQ_DEBUG shows: the vcpu's state, where its time went, its counts and its ports, a line each.
+//! What VIRQ_DEBUG shows: the vcpu's state, where its time went, its counts and its ports, a line each; vcpu 0
+//! shows the console's and the store's counts too.
 //!
 //! In an upcall, where the console waits for nobody: lines for which there is no room are lost, and counted.
 
 use percpu::CpuId;
 use xen_sys::primitive::sync::atomic::Ordering;
 
-use crate::{console, cpus, events, time};
+use crate::{console, control, cpus, events, time};
 
 /// Dumps the vcpu that this runs on. Context: any but quiesced.
 pub(crate) fn this_cpu() {
@@ -37,6 +38,7 @@ pub(crate) fn this_cpu() {
     if cpu == CpuId::BOOT {
         let counts = console::counts();
         crate::say!("debug-console", lost_lines = counts.lost_lines, bad_indices = counts.bad_indices);
+        control::dump();
     }
     ports(cpu);
     let counts = events::get().counts_racy(cpu);
@@ -73,7 +75,7 @@ pub(crate) fn command(line: &str) {
                 cpus::mail().run_on(cpu, &crate::relax::Processor, |_| this_cpu());
             }
         }
-        "poweroff" => crate::control::power_off("poweroff"),
+        "poweroff" => control::power_off("poweroff"),
         _ => crate::say!("usage", commands = "dump poweroff", typed = line),
     }
 }
