@@ -114,21 +114,32 @@ pub(crate) fn figures_in_xenstore(place: &mut Place) -> Result<()> {
 }
 
 /// Xen's debug key `q` sends VIRQ_DEBUG to every vCPU, and each shows its state: before a suspend, and bound anew after.
+/// vCPU 0 shows the store too, of which nothing is odd.
 pub(crate) fn debug_key(place: &mut Place) -> Result<()> {
     const VCPUS: u32 = 4;
     place.with_guest(VCPUS, 32, |guest| {
         for when in ["at first", "after a restore"] {
             guest.command_ok("xl debug-keys q", guest.limits().command)?;
             let mut silent: BTreeSet<String> = (0..VCPUS).map(|cpu| cpu.to_string()).collect();
+            let mut store = None;
             guest
-                .wait_for("a dump of every vCPU", guest.limits().word, |said| {
-                    if said.line.event == "debug" {
-                        let cpu = said.line.pairs.iter().find(|(key, _)| key == "cpu");
-                        silent.retain(|silent| cpu.is_none_or(|(_, cpu)| cpu != silent));
+                .wait_for("a dump of every vCPU and of the store", guest.limits().word, |said| {
+                    match said.line.event.as_str() {
+                        "debug" => {
+                            let cpu = said.line.pairs.iter().find(|(key, _)| key == "cpu");
+                            silent.retain(|silent| cpu.is_none_or(|(_, cpu)| cpu != silent));
+                        }
+                        "debug-xenstore" => store = Some(said.line.pairs.clone()),
+                        _ => {}
                     }
-                    silent.is_empty().then_some(())
+                    (silent.is_empty() && store.is_some()).then_some(())
                 })
                 .with_context(|| when.to_owned())?;
+            let store = store.unwrap_or_default();
+            for key in ["awaited", "late", "oddities", "faults"] {
+                let fine = store.iter().any(|(known, value)| known == key && value == "0");
+                ensure!(fine, "{when}: {key} of the store is not 0: {store:?}");
+            }
             guest.wait_heartbeats(1)?;
             if when == "at first" {
                 suspend(guest, Kind::SaveRestore, WELL)?;
