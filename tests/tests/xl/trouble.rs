@@ -94,6 +94,9 @@ pub(crate) fn receiver_killed(place: &mut Place) -> Result<()> {
     })
 }
 
+/// So much of a request the guest names at least, in bytes; it keeps no more of one that it does not know.
+const NAMED: usize = 40;
+
 /// A request that is none is named on the console, acknowledged, and changes nothing.
 pub(crate) fn garbage_request(place: &mut Place) -> Result<()> {
     place.with_guest(2, 32, |guest| {
@@ -114,6 +117,10 @@ pub(crate) fn garbage_request(place: &mut Place) -> Result<()> {
         // Far too long for any request there is.
         let script = format!("xenstore-write {node} $(head -c 1500 /dev/zero | tr '\\0' x)");
         guest.command_ok(&script, guest.limits().command)?;
+        let start = "x".repeat(NAMED);
+        guest.wait_for("the guest to name the start of it", guest.limits().word, |said| {
+            said.line.pairs.iter().any(|(_, value)| value.starts_with(&start)).then_some(())
+        })?;
         still_well(guest)
     })
 }
