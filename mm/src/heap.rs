@@ -40,8 +40,6 @@ pub struct HeapStats {
     pub total: usize,
     /// Not handed out. Many small pieces may not serve for one large one.
     pub free: usize,
-    /// Largest allocation that would succeed.
-    pub largest: usize,
     /// Allocations that are out.
     pub allocations: usize,
 }
@@ -128,15 +126,13 @@ impl Heap {
         }
     }
 
-    /// How full it is. Cost: about 40 trial allocations under the lock; for reports, not for decisions.
+    /// How full it is.
     pub fn stats(&self) -> HeapStats {
         self.talc.with(|talc| {
-            let largest = largest(talc);
             let counters = talc.counters();
             HeapStats {
                 total: counters.claimed_bytes,
                 free: counters.available_bytes,
-                largest,
                 allocations: counters.allocation_count,
             }
         })
@@ -154,25 +150,6 @@ impl Heap {
 /// address space a size that no memory has (but a `Layout` may) would wrap around and seem to fit.
 fn sane_size(talc: &Talc<Manual, DefaultBinning>) -> usize {
     talc.counters().claimed_bytes
-}
-
-/// The largest size that can be allocated, found by halving.
-fn largest(talc: &mut Talc<Manual, DefaultBinning>) -> usize {
-    let (mut fits, mut too_large) = (0, talc.counters().available_bytes + 1);
-    while too_large - fits > 1 {
-        let size = fits + (too_large - fits) / 2;
-        let layout = Layout::from_size_align(size, 1).ok();
-        // SAFETY: the size is above `fits`, so it is not 0.
-        let memory = layout.and_then(|layout| Some((unsafe { talc.try_allocate(layout) }?, layout)));
-        if let Some((memory, layout)) = memory {
-            // SAFETY: allocated just now with this layout, and unused.
-            unsafe { talc.deallocate(memory.as_ptr(), layout) };
-            fits = size;
-        } else {
-            too_large = size;
-        }
-    }
-    fits
 }
 
 // SAFETY: memory handed out is unused and large enough (HP1, `talc`); nothing here unwinds in the kernel, where a panic
@@ -288,13 +265,13 @@ mod tests {
     fn stats_come_back_to_where_they_were() {
         with_heap(64 * 1024, |heap| {
             let before = heap.stats();
-            assert!(before.largest > 32 * 1024 && before.largest <= before.free && before.free <= before.total);
-            let memory = heap.allocate(layout(before.largest, 1));
-            assert!(!memory.is_null(), "largest was said to fit");
-            let full = heap.stats();
-            assert_eq!((full.allocations, full.largest), (before.allocations + 1, 0));
+            assert!(before.free > 32 * 1024 && before.free <= before.total);
+            let memory = heap.allocate(layout(32 * 1024, 1));
+            assert!(!memory.is_null());
+            let during = heap.stats();
+            assert!(during.allocations == before.allocations + 1 && during.free <= before.free - 32 * 1024);
             // SAFETY: from this heap with this layout.
-            unsafe { heap.release(memory, layout(before.largest, 1)) };
+            unsafe { heap.release(memory, layout(32 * 1024, 1)) };
             assert_eq!(heap.stats(), before);
         });
     }

@@ -152,7 +152,8 @@ fn map_run(mmu: &mut impl Mmu, p2m: &P2m, l1: Mfn, va: u64, pages: PfnRange) -> 
     batch.send(mmu)
 }
 
-/// Makes an empty table and hooks it into entry `at` of the table above.
+/// Makes an empty table and hooks it into entry `at` of the table above. If Xen refuses, the page is lost: what became of it is
+/// not known then, and a page that is used twice is worse.
 fn hook_new(
     mmu: &mut impl Mmu,
     p2m: &P2m,

@@ -21,7 +21,9 @@ const M2P_ENTRIES: u64 = (M2P_END - M2P_BASE) / 8;
 /// The p2m and the m2p.
 ///
 /// - PM1: the p2m has a readable entry for every pfn below `nr_pages`.
-/// - PM2: the M2P is readable for every mfn below `machine_end`, on the host that we run on.
+/// - PM2: the M2P is readable for every mfn below `machine_end` that is RAM, on the host that we run on. Xen leaves out the parts
+///   of it (2 MiB: 1 GiB of addresses) where the machine has none; what is looked up comes from page tables and from
+///   `start_info`, so it is RAM, unless the toolstack has written nonsense. The lookup then ends in a page fault, at boot.
 #[derive(Debug)]
 pub struct P2m {
     nr_pages: u64,
