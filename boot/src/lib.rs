@@ -23,4 +23,7 @@ pub use cmdline::{Abi, BadValue, Cmdline, LogLevel, SuspendVia, Workload};
 pub use info::{BootInfo, CmdlineText, RingFrames, StartInfoError};
 
 #[cfg(target_os = "none")]
+pub use notes::{P2M_BASE, VIRT_BASE};
+
+#[cfg(target_os = "none")]
 pub use entry::{SecondaryMain, secondary_entry};

@@ -1,6 +1,7 @@
 //! The kernel's event channels: what runs for which event, and the one [`Events`] of the domain.
 //!
-//! Context of every handler here: upcall, upcalls masked. They note what happened and leave the work to the executor.
+//! Context of every handler here: upcall, upcalls masked. They note what happened, wake tasks, run the calls of the inbox, which
+//! are short, and leave all else to the executor. VIRQ_DEBUG alone prints.
 
 use evtchn::{AbiKind, Events, Handlers, Ipi, Virq, Xen};
 use percpu::Masked;

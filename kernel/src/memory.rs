@@ -16,6 +16,8 @@ use xen_sys::abi::xen::SharedInfo;
 
 use crate::heap;
 
+const _: () = assert!(boot::VIRT_BASE == mm::layout::IMAGE_BASE && boot::P2M_BASE == mm::layout::P2M_BASE);
+
 static MEMORY: Once<Kernel> = Once::new();
 
 struct Kernel {

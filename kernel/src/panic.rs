@@ -7,7 +7,7 @@
 //! One CPU dies. Another that panics meanwhile waits to be stopped; one that panics while it dies crashes the domain at once.
 //! Upcalls stay masked to the end: no handler runs in a dying kernel.
 //!
-//! The backtrace is raw return addresses, one a line; `cargo xtask` puts names to them. It is found along the frame
+//! The backtrace is raw return addresses, one a line, the first that of an exception plus 1; `cargo xtask` puts names to them. It is found along the frame
 //! pointers, and only inside the stack that the walk began on.
 
 use core::arch::asm;
@@ -140,8 +140,9 @@ fn crash() -> ! {
 
 fn backtrace(cpu: CpuId, pc: u64, mut rbp: u64) {
     let print = |pc: u64| crate::say!("backtrace", cpu = cpu, pc = format_args!("{pc:#x}"));
+    // Whoever puts names to these takes 1 off each, to get from a return address to its call.
     if pc != 0 {
-        print(pc);
+        print(pc + 1);
     }
     let Some(stack) = stacks::containing(rbp) else { return };
     for _ in 0..MAX_FRAMES {

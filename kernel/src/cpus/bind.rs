@@ -4,7 +4,7 @@
 //! | call of the batch | at boot | after a restore | restores |
 //! |---|---|---|---|
 //! | register `vcpu_info` | vcpu 0 only; others were placed while down | every vcpu but 0, which needs its clock earlier | upcall flags, clock |
-//! | refresh the clock | every vcpu | every vcpu | the clock: a record that has just been placed may be empty, and Xen fills it when it next schedules the vcpu, or when the secondary time area is set, here to none |
+//! | refresh the clock | with it: vcpu 0 only | with it: every vcpu but 0, which does so earlier | the clock: a record that has just been placed may be empty or the old host's, and Xen fills it when it next schedules the vcpu, or when the secondary time area is set, here to none |
 //! | register the runstate area | every vcpu | every vcpu | statistics |
 //! | stop the periodic timer | every vcpu | every vcpu | quiet |
 //! | bind virqs and IPI | every vcpu | every vcpu | its ports |
@@ -38,7 +38,8 @@ const AT_ONCE: u64 = 1;
 /// How long the roll call may take before the missing are named.
 const PATIENCE_NS: u64 = 5_000_000_000;
 
-/// Whether `vcpu_info` still has to be placed.
+/// Whether `vcpu_info` has been placed. If so its clock is good too: Xen has filled the record since, when it scheduled the vcpu
+/// for the first time, or because it was asked to ([`place_vcpu_info`]).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Placed {
     Yes,
@@ -58,7 +59,15 @@ impl fmt::Display for CpuError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             CpuError::Call { what, errno } => write!(f, "{what}: {errno}"),
-            CpuError::Bind(error) => error.fmt(f),
+            CpuError::Bind(error) => {
+                error.fmt(f)?;
+                match error {
+                    BindError::Refused { errno: Errno::ENOSPC, .. } => f.write_str(
+                        ": the domain has no more ports; raise max_event_channels= in the guest's config (three for each vcpu)",
+                    ),
+                    _ => Ok(()),
+                }
+            }
         }
     }
 }

@@ -44,7 +44,7 @@ pub(crate) fn count() -> Result<usize, TooManyVcpus> {
     }
 }
 
-/// Maps `shared_info`, starts the clock, binds what vcpu 0 wants, and unmasks upcalls for the first time.
+/// Maps `shared_info`, starts the clock, and binds what vcpu 0 wants. Upcalls stay masked until its executor runs.
 ///
 /// # Panics
 /// If Xen refuses any of it: there is no way to run without.
