@@ -17,7 +17,8 @@ use super::{address_of, multicall};
 use crate::Errno;
 use crate::abi::GuestHandle;
 use crate::abi::event_channel::{
-    EVTCHNOP_bind_ipi, EVTCHNOP_bind_virq, EVTCHNOP_send, EvtchnBindIpi, EvtchnBindVirq, EvtchnSend,
+    EVTCHNOP_bind_ipi, EVTCHNOP_bind_virq, EVTCHNOP_init_control, EVTCHNOP_send, EvtchnBindIpi, EvtchnBindVirq,
+    EvtchnInitControl, EvtchnSend,
 };
 use crate::abi::vcpu::{
     VCPUOP_register_runstate_memory_area, VCPUOP_register_vcpu_info, VCPUOP_register_vcpu_time_memory_area,
@@ -34,6 +35,7 @@ enum Call {
     BindVirq(EvtchnBindVirq),
     BindIpi(EvtchnBindIpi),
     Send(EvtchnSend),
+    InitControl(EvtchnInitControl),
     RegisterVcpuInfo { vcpu: u32, op: VcpuRegisterVcpuInfo },
     RegisterRunstate { vcpu: u32, op: VcpuRegisterRunstateMemoryArea },
     RegisterTime { vcpu: u32, op: VcpuRegisterTimeMemoryArea },
@@ -51,6 +53,7 @@ impl Call {
             Self::BindVirq(a) => event_channel_op(EVTCHNOP_bind_virq, address_of(a)),
             Self::BindIpi(a) => event_channel_op(EVTCHNOP_bind_ipi, address_of(a)),
             Self::Send(a) => event_channel_op(EVTCHNOP_send, address_of(a)),
+            Self::InitControl(a) => event_channel_op(EVTCHNOP_init_control, address_of(a)),
             Self::RegisterVcpuInfo { vcpu, op } => vcpu_op(VCPUOP_register_vcpu_info, *vcpu, address_of(op)),
             Self::RegisterRunstate { vcpu, op } => vcpu_op(VCPUOP_register_runstate_memory_area, *vcpu, address_of(op)),
             Self::RegisterTime { vcpu, op } => vcpu_op(VCPUOP_register_vcpu_time_memory_area, *vcpu, address_of(op)),
@@ -102,7 +105,7 @@ impl fmt::Display for BatchFull {
 
 impl core::error::Error for BatchFull {}
 
-/// Up to `N` hypercalls for one trap; 88 bytes each.
+/// Up to `N` hypercalls for one trap; 96 bytes each.
 #[derive(Debug)]
 pub struct Batch<const N: usize> {
     calls: [Call; N],
@@ -135,6 +138,17 @@ impl<const N: usize> Batch<N> {
     /// No place left.
     pub fn bind_virq(&mut self, virq: u32, vcpu: u32) -> Result<PortToken, BatchFull> {
         self.push(Call::BindVirq(EvtchnBindVirq { virq, vcpu, port: 0 })).map(PortToken)
+    }
+
+    /// Adds: FIFO ABI, the control block of `vcpu`. Xen answers as for
+    /// [`evtchn::init_control`](super::evtchn::init_control).
+    /// # Errors
+    /// No place left.
+    /// # Safety
+    /// As for [`evtchn::init_control`](super::evtchn::init_control), whenever the batch is issued.
+    pub unsafe fn init_control(&mut self, vcpu: u32, mfn: u64, offset: u32) -> Result<CallToken, BatchFull> {
+        let op = EvtchnInitControl { control_gfn: mfn, offset, vcpu, ..EvtchnInitControl::default() };
+        self.push(Call::InitControl(op)).map(CallToken)
     }
 
     /// Adds: allocate a port that notifies `vcpu`, which may be down. Xen answers `ENOENT`: no such vcpu; `ENOSPC`.
@@ -260,7 +274,7 @@ impl<const N: usize> Results<'_, N> {
     }
 }
 
-const _: () = assert!(size_of::<Batch<1>>() == 88 + size_of::<usize>());
+const _: () = assert!(size_of::<Batch<1>>() == 96 + size_of::<usize>());
 
 #[cfg(test)]
 mod tests;
