@@ -6,9 +6,10 @@
 
 use std::hint::black_box;
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use evtchn::hosted::{self, Channel, Fake};
-use evtchn::{Action, Events, Handlers, Ipi, Upcall, Virq};
+use evtchn::{AbiKind, Action, Events, Handlers, Ipi, Upcall, Virq};
 use percpu::{CpuId, Masked};
 use smp::{Inbox, Kind};
 
@@ -21,9 +22,9 @@ fn count(_: &Masked, action: &Action) {
 const HANDLERS: Handlers = Handlers::new().virq(Virq::TIMER, nothing).ipi(Ipi::Call, nothing);
 
 /// A domain of one CPU with `k` device ports, and their numbers.
-fn domain(k: usize) -> (Fake, Events<Fake>, Vec<u32>) {
+fn domain(abi: AbiKind, k: usize) -> (Fake, Events<Fake>, Vec<u32>) {
     let xen = Fake::new(1);
-    let events = hosted::boot(&xen, HANDLERS);
+    let events = hosted::boot(&xen, abi, HANDLERS);
     xen.place(CpuId::BOOT);
     hosted::bring_up(&events, &xen).expect("the fake has ports enough");
     let ports = (0..k).map(|n| {
@@ -39,9 +40,14 @@ fn domain(k: usize) -> (Fake, Events<Fake>, Vec<u32>) {
 fn drain(criterion: &mut Criterion) {
     let _on = percpu::hosted::enter(CpuId::BOOT);
     let masked = hosted::masked();
-    let mut group = criterion.benchmark_group("two_level");
+    for abi in [AbiKind::TwoLevel, AbiKind::Fifo] {
+        drain_with(abi, &masked, &mut criterion.benchmark_group(format!("evtchn_{abi}")));
+    }
+}
+
+fn drain_with(abi: AbiKind, masked: &Masked, group: &mut BenchmarkGroup<'_, WallTime>) {
     for k in [1, 8, 64] {
-        let (xen, events, ports) = domain(k);
+        let (xen, events, ports) = domain(abi, k);
         let deliver = || {
             ports.iter().for_each(|nr| {
                 black_box(xen.raise(*nr));
@@ -50,7 +56,7 @@ fn drain(criterion: &mut Criterion) {
         // Once, that what is measured is k events; the first upcall also has the one that placing the vcpu_info left.
         deliver();
         assert_eq!(
-            events.demux(&masked, xen.flags(CpuId::BOOT)),
+            events.demux(masked, xen.flags(CpuId::BOOT)),
             Upcall::Handled(u32::try_from(k).expect("64 at most"))
         );
         group.throughput(Throughput::Elements(k as u64));
@@ -60,11 +66,10 @@ fn drain(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("deliver_and_demux", k), |bencher| {
             bencher.iter(|| {
                 deliver();
-                events.demux(&masked, xen.flags(CpuId::BOOT))
+                events.demux(masked, xen.flags(CpuId::BOOT))
             });
         });
     }
-    group.finish();
 }
 
 fn inbox(criterion: &mut Criterion) {

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use percpu::CpuId;
+use xen_sys::Errno;
 
 use crate::error::DeviceError;
 use crate::events::Events;
@@ -33,8 +34,9 @@ impl<H: Hypervisor> Events<H> {
             return Err(DeviceError::PortTaken { nr });
         }
         let port = Port { nr, incarnation: self.incarnation() };
+        self.reach(nr).map_err(|errno| DeviceError::NoSuchPort { nr, errno })?;
         match self.devices.bind(port, cpu, action) {
-            None => return Err(DeviceError::NoSuchPort { nr }),
+            None => return Err(DeviceError::NoSuchPort { nr, errno: Errno::ENOSPC }),
             Some(Err(Occupied::Slot)) => return Err(DeviceError::PortTaken { nr }),
             Some(Err(Occupied::Action(has))) => return Err(DeviceError::ActionTaken { nr, has }),
             Some(Ok(())) => {}
@@ -47,6 +49,11 @@ impl<H: Hypervisor> Events<H> {
         }
         // Masked, whatever it was: only a port that was masked is raised anew by Xen's unmask, on the new CPU.
         self.abi.mask_port(nr);
+        // Masked, it is put in no queue any more. If it still is in one, that CPU would run the action.
+        if self.abi.is_linked_racy(nr) {
+            self.devices.unbind(nr);
+            return Err(DeviceError::StillQueued { nr });
+        }
         target.own.add(nr);
         // Always by Xen, also for a port of this CPU: this is no path that counts, and needs no masked upcalls.
         if let Err(errno) = self.xen.unmask(nr) {

@@ -18,8 +18,6 @@ pub enum PortKind {
     Intent(Intent),
     /// A device, whose action has this context.
     Device(usize),
-    /// Nothing: it is being unbound.
-    Unbound,
 }
 
 impl fmt::Display for PortKind {
@@ -27,12 +25,11 @@ impl fmt::Display for PortKind {
         match self {
             PortKind::Intent(intent) => intent.fmt(f),
             PortKind::Device(context) => write!(f, "device{context}"),
-            PortKind::Unbound => f.write_str("unbound"),
         }
     }
 }
 
-/// One port as it was a moment ago. Prints as `port=3 kind=timer pending=0 masked=0 count=17`.
+/// One port as it was a moment ago. Prints as `port=3 kind=timer pending=0 masked=0 linked=0 count=17`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PortState {
     /// Its number.
@@ -43,31 +40,41 @@ pub struct PortState {
     pub pending: bool,
     /// Whether it is masked.
     pub masked: bool,
+    /// Whether it stands in a vcpu's queue; never with the 2-level ABI.
+    pub linked: bool,
     /// Events handled: by this CPU since boot for an intent, by the action for a device.
     pub count: u64,
 }
 
 impl fmt::Display for PortState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (pending, masked) = (u8::from(self.pending), u8::from(self.masked));
-        write!(f, "port={} kind={} pending={pending} masked={masked} count={}", self.nr, self.kind, self.count)
+        let [pending, masked, linked] = [self.pending, self.masked, self.linked].map(u8::from);
+        let PortState { nr, kind, count, .. } = self;
+        write!(f, "port={nr} kind={kind} pending={pending} masked={masked} linked={linked} count={count}")
     }
 }
 
 impl<H: Hypervisor> Events<H> {
-    /// The ports that `cpu` owns, in order.
+    /// The ports that `cpu` owns, in order. Looks at every slot of the port table.
     ///
     /// # Panics
     /// If the domain has no such CPU.
     pub fn ports_racy(&self, cpu: CpuId) -> impl Iterator<Item = PortState> {
         let of = self.cpus.on(cpu);
-        of.own.iter_racy().map(move |nr| {
-            let (kind, count) = match (of.table.intent_of(nr), self.devices.lookup(nr)) {
-                (Some(intent), _) => (PortKind::Intent(intent), of.counters.by_intent[intent.index()].get()),
-                (None, Some(action)) => (PortKind::Device(action.context()), action.count()),
-                (None, None) => (PortKind::Unbound, 0),
+        self.devices.reached().filter_map(move |nr| {
+            let device = || self.devices.lookup(nr).filter(|action| action.cpu() == Some(cpu));
+            let (kind, count) = match of.table.intent_of(nr) {
+                Some(intent) => (PortKind::Intent(intent), of.counters.by_intent[intent.index()].get()),
+                None => device().map(|action| (PortKind::Device(action.context()), action.count()))?,
             };
-            PortState { nr, kind, pending: self.abi.is_pending_racy(nr), masked: self.abi.is_masked_racy(nr), count }
+            Some(PortState {
+                nr,
+                kind,
+                pending: self.abi.is_pending_racy(nr),
+                masked: self.abi.is_masked_racy(nr),
+                linked: self.abi.is_linked_racy(nr),
+                count,
+            })
         })
     }
 }

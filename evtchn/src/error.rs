@@ -9,6 +9,23 @@ use xen_sys::Errno;
 use crate::intent::Intent;
 use crate::port::{Port, PortNr};
 
+/// A life of the domain could not begin.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AttachError {
+    /// The operation on event channels that failed.
+    pub what: &'static str,
+    /// Xen's reason. `ENOSYS`: a Xen without the FIFO ABI.
+    pub errno: Errno,
+}
+
+impl fmt::Display for AttachError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.errno)
+    }
+}
+
+impl core::error::Error for AttachError {}
+
 /// A CPU's intents could not be bound. Nothing is bound on it then.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BindError {
@@ -16,8 +33,6 @@ pub enum BindError {
     BatchFull {
         /// Bound for whom.
         cpu: CpuId,
-        /// The first that found no room.
-        intent: Intent,
     },
     /// Xen refused.
     Refused {
@@ -37,6 +52,15 @@ pub enum BindError {
         /// The number that Xen gave.
         nr: u32,
     },
+    /// Xen refused this CPU's control block, or the page with the words of a port.
+    Fifo {
+        /// Bound for whom.
+        cpu: CpuId,
+        /// The operation that failed.
+        what: &'static str,
+        /// Xen's reason.
+        errno: Errno,
+    },
     /// The plan was made before a restore, or on another CPU, or no `shared_info` is attached.
     StalePlan {
         /// Who tried.
@@ -47,9 +71,10 @@ pub enum BindError {
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            BindError::BatchFull { cpu, intent } => write!(f, "bind {intent} on cpu {cpu}: batch full"),
+            BindError::BatchFull { cpu } => write!(f, "bind on cpu {cpu}: batch full"),
             BindError::Refused { cpu, intent, errno } => write!(f, "bind {intent} on cpu {cpu}: {errno}"),
             BindError::BadPort { cpu, intent, nr } => write!(f, "bind {intent} on cpu {cpu}: bad port {nr}"),
+            BindError::Fifo { cpu, what, errno } => write!(f, "{what} for cpu {cpu}: {errno}"),
             BindError::StalePlan { cpu } => write!(f, "bind on cpu {cpu}: stale plan"),
         }
     }
@@ -60,10 +85,12 @@ impl core::error::Error for BindError {}
 /// A device port could not be bound or unbound. Nothing is bound or unbound then.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DeviceError {
-    /// The port lies beyond the ABI.
+    /// The port lies beyond the ABI, or Xen refused the page with its event word.
     NoSuchPort {
         /// Which.
         nr: PortNr,
+        /// Why. `ENOSPC`: beyond the ABI.
+        errno: Errno,
     },
     /// Another action, or an intent of that CPU or of vCPU 0, has the port.
     PortTaken {
@@ -83,6 +110,12 @@ pub enum DeviceError {
         nr: PortNr,
         /// Whose tables.
         cpu: CpuId,
+    },
+    /// FIFO ABI: an event of the port's earlier use still stands in a queue. The CPU of that queue takes it off with its
+    /// next upcall, which is due; try again then.
+    StillQueued {
+        /// Which.
+        nr: PortNr,
     },
     /// The action has no port.
     NotBound,
@@ -107,10 +140,12 @@ pub enum DeviceError {
 impl fmt::Display for DeviceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            DeviceError::NoSuchPort { nr } => write!(f, "bind port {nr}: beyond the ABI"),
+            DeviceError::NoSuchPort { nr, errno: Errno::ENOSPC } => write!(f, "bind port {nr}: beyond the ABI"),
+            DeviceError::NoSuchPort { nr, errno } => write!(f, "bind port {nr}: expand_array: {errno}"),
             DeviceError::PortTaken { nr } => write!(f, "bind port {nr}: taken"),
             DeviceError::ActionTaken { nr, has } => write!(f, "bind port {nr}: the action has port {has}"),
             DeviceError::CpuNotReady { nr, cpu } => write!(f, "bind port {nr}: cpu {cpu} is not ready"),
+            DeviceError::StillQueued { nr } => write!(f, "bind port {nr}: an old event still stands in a queue"),
             DeviceError::NotBound => f.write_str("unbind: the action has no port"),
             DeviceError::Route { nr, cpu, errno } => write!(f, "route port {nr} to cpu {cpu}: {errno}"),
             DeviceError::Unmask { nr, errno } => write!(f, "unmask port {nr}: {errno}"),

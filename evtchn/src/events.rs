@@ -19,17 +19,18 @@ use core::ptr::NonNull;
 
 use crossbeam_utils::CachePadded;
 use percpu::{CpuId, PerCpu, Quiesced};
+use xen_sys::Errno;
 use xen_sys::abi::xen::SharedInfo;
 use xen_sys::primitive::sync::atomic::{AtomicU32, Ordering};
 
-use crate::abi::{Abi, AbiKind};
+use crate::abi::{Abi, AbiKind, Own};
 use crate::counters::{Counters, CpuCounts};
+use crate::error::AttachError;
 use crate::handlers::Handlers;
 use crate::hypervisor::Hypervisor;
-use crate::port::Incarnation;
+use crate::port::{Incarnation, PortNr};
 use crate::port_table::PortTable;
 use crate::table::CpuTable;
-use crate::two_level::OwnPorts;
 
 /// What the page that is attached says of the ports bound before.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,7 +44,7 @@ pub enum Ports {
 /// What belongs to one CPU, in lines of its own; what others read is kept apart from what it counts.
 pub(crate) struct CpuEvents {
     pub(crate) table: CachePadded<CpuTable>,
-    pub(crate) own: CachePadded<OwnPorts>,
+    pub(crate) own: CachePadded<Own>,
     pub(crate) counters: CachePadded<Counters>,
 }
 
@@ -58,47 +59,71 @@ pub struct Events<H> {
 }
 
 impl<H: Hypervisor> Events<H> {
-    /// Event channels for the first `nr_cpus` CPUs, with nothing attached or bound. Allocates all that is ever
-    /// needed: about 5 KiB for each CPU and, with the 2-level ABI, 32 KiB for the domain. Context: boot.
+    /// Event channels for the first `nr_cpus` CPUs, with nothing attached or bound. Allocates
+    /// about 2 KiB for each CPU; the first port of each 1024 that is bound costs 8 KiB more, with the FIFO ABI 12.
+    /// Context: boot.
     pub fn new(nr_cpus: usize, kind: AbiKind, handlers: Handlers, xen: H) -> Events<H> {
         let abi = Abi::new(kind);
-        let capacity = abi.capacity();
+        let devices = PortTable::new(abi.capacity());
+        let cpus = PerCpu::new(nr_cpus, |_| CpuEvents {
+            table: CachePadded::new(CpuTable::new()),
+            own: CachePadded::new(abi.own()),
+            counters: CachePadded::new(Counters::new()),
+        });
         Events {
             xen,
             abi,
             handlers,
-            devices: PortTable::new(capacity),
-            cpus: PerCpu::new(nr_cpus, |_| CpuEvents {
-                table: CachePadded::new(CpuTable::new(capacity)),
-                own: CachePadded::new(OwnPorts::new()),
-                counters: CachePadded::new(Counters::new()),
-            }),
+            devices,
+            cpus,
             incarnation: CachePadded::new(AtomicU32::new(Incarnation::NONE.get())),
         }
     }
 
     /// Uses the `shared_info` at `page` from now on. With [`Ports::Gone`] the next life of the domain begins: all ports
     /// are masked, device actions lose theirs, and every CPU has to [bind its intents](Events::plan) anew.
-    /// Context: vCPU 0, at boot or quiesced. Takes no lock and allocates nothing.
+    /// Context: vCPU 0, at boot or quiesced. Takes no lock; allocates at boot only.
     ///
+    /// With the FIFO ABI a new life costs a hypercall, and one more for each 1024 ports.
+    ///
+    /// # Errors
+    /// Xen refused the FIFO ABI.
     /// # Safety
     /// A `shared_info` is mapped at `page` and stays so until [`Events::detach`]; a CPU that is parked under a
     /// [`Quiesced`] does not enter [`Events::demux`], even if an upcall strikes it.
-    pub unsafe fn attach(&self, quiesced: &Quiesced, page: NonNull<SharedInfo>, ports: Ports) {
-        // SAFETY: the caller's first clause; `SharedPage` relies on the second for SP2.
-        unsafe { self.abi.attach(quiesced, page) };
+    pub unsafe fn attach(
+        &self,
+        quiesced: &Quiesced,
+        page: NonNull<SharedInfo>,
+        ports: Ports,
+    ) -> Result<(), AttachError> {
+        if let Some(shared) = self.abi.shared_page() {
+            // SAFETY: the caller's first clause; `SharedPage` relies on the second for SP2.
+            unsafe { shared.attach(quiesced, page) };
+        }
         if ports == Ports::Gone {
-            self.abi.mask_all(quiesced);
+            let life = self.incarnation().next();
+            self.abi.begin(quiesced, &self.xen, &self.cpus.on(CpuId::BOOT).own, life)?;
             self.devices.clear(quiesced);
             // ORDERING: Relaxed. Every other CPU is parked, or not started, and its release or start shows it this.
-            self.incarnation.store(self.incarnation().next().get(), Ordering::Relaxed);
+            self.incarnation.store(life.get(), Ordering::Relaxed);
         }
+        Ok(())
+    }
+
+    /// Makes sure that port `nr` can be used. Blocking: the port after the last page of 1024 costs memory and, with
+    /// the FIFO ABI, a hypercall.
+    pub(crate) fn reach(&self, nr: PortNr) -> Result<(), Errno> {
+        self.devices.reach(nr).ok_or(Errno::ENOSPC)?;
+        self.abi.reach(&self.xen, nr)
     }
 
     /// Uses no `shared_info` from now on, so that it can be unmapped. What is bound stays known, in case the suspend
     /// is cancelled. Context: vCPU 0, quiesced, not in an upcall.
     pub fn detach(&self, quiesced: &Quiesced) {
-        self.abi.detach(quiesced);
+        if let Some(shared) = self.abi.shared_page() {
+            shared.detach(quiesced);
+        }
     }
 
     /// Which life of the domain this is.

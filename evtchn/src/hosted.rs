@@ -2,7 +2,7 @@
 //! also under loom and Miri.
 //!
 //! A `shared_info`, a placed `vcpu_info` for each vcpu, and a table of ports; events are delivered bit by bit as
-//! `event_2l.c` does. What a vcpu does about them is up to the test: nothing here enters an upcall.
+//! `event_2l.c` does, or as `event_fifo.c` (`hosted/fifo.rs`) once the guest has switched over. What a vcpu does about them is up to the test: nothing here enters an upcall.
 
 use alloc::sync::Arc;
 use alloc::vec;
@@ -16,6 +16,12 @@ use xen_sys::errno::Errno;
 use xen_sys::primitive::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
 use xen_sys::primitive::sync::atomic::fence;
 
+mod fifo;
+
+use fifo::XenFifo;
+
+use crate::abi::Abi;
+use crate::hypervisor::Place;
 use crate::two_level;
 use crate::{AbiKind, Action, Answers, BindError, Binds, Events, Handlers, Hypervisor, PortNr, Ports, Virq};
 
@@ -49,6 +55,7 @@ pub struct Domain {
     /// Placed, one for each vcpu.
     pub vcpus: Vec<VcpuInfo>,
     channels: Mutex<Vec<Channel>>,
+    fifo: XenFifo,
 }
 
 /// A handle on the fake, as `Events` wants one.
@@ -74,9 +81,13 @@ pub fn nr(n: u32) -> PortNr {
     PortNr::new(n).expect("tests use no port 0")
 }
 
-/// The first port number that the ABI does not reach; it is smaller under loom and Miri.
-#[expect(clippy::cast_possible_truncation, reason = "4096 at most")]
-pub const CAPACITY: u32 = two_level::CAPACITY as u32;
+/// The first port number that `abi` does not reach; it is smaller under loom and Miri.
+///
+/// # Panics
+/// Never.
+pub fn capacity(abi: AbiKind) -> u32 {
+    u32::try_from(Abi::new(abi).capacity()).expect("131072 at most")
+}
 
 /// Ports that the fake has: 1 up to this, xl's default, or what the ABI reaches.
 pub const NR_PORTS: usize = if two_level::CAPACITY < 1024 { two_level::CAPACITY } else { 1024 };
@@ -88,6 +99,7 @@ impl Fake {
             shared: SharedInfo::new(),
             vcpus: (0..nr_cpus).map(|_| VcpuInfo::new()).collect(),
             channels: Mutex::new(vec![Channel::Free; NR_PORTS]),
+            fifo: XenFifo::new(nr_cpus, NR_PORTS),
         }))
     }
 
@@ -120,9 +132,13 @@ impl Fake {
         if taken {
             return Err(Errno::EEXIST);
         }
-        let free = (1..channels.len()).find(|port| channels[*port] == Channel::Free).ok_or(Errno::ENOSPC)?;
-        channels[free] = channel;
-        Ok(u32::try_from(free).expect("there are few ports"))
+        // A closed port that still stands in a queue is not given out.
+        let is_free = |port: &u32| channels[*port as usize] == Channel::Free && !self.0.fifo.is_linked(*port);
+        let end = u32::try_from(channels.len()).expect("there are few ports");
+        let free = (1..end).find(is_free).ok_or(Errno::ENOSPC)?;
+        channels[free as usize] = channel;
+        self.0.fifo.open(free);
+        Ok(free)
     }
 
     /// The port of `channel`.
@@ -133,6 +149,9 @@ impl Fake {
     /// An event on `port`, delivered to the vcpu that it is bound to. Returns whether Xen kicked that vcpu.
     pub fn raise(&self, port: u32) -> bool {
         let Some(cpu) = self.channel(port).cpu() else { return false };
+        if self.0.fifo.is_on() {
+            return self.0.fifo.set_pending(cpu, port, self.flags(cpu));
+        }
         let (word, bit) = (port as usize / 64, 1 << (port % 64));
         // x86's locked operations are full fences: that is what Xen relies on, and what the fences here stand for.
         let before = self.0.shared.evtchn_pending[word].fetch_or(bit, AcqRel);
@@ -157,6 +176,7 @@ impl Fake {
     /// What a restore does: no ports, all masked, nothing pending.
     pub fn restore(&self) {
         self.channels().fill(Channel::Free);
+        self.0.fifo.reset(NR_PORTS);
         for word in 0..64 {
             self.0.shared.evtchn_pending[word].store(0, Relaxed);
             self.0.shared.evtchn_mask[word].store(!0, Relaxed);
@@ -172,12 +192,29 @@ impl Fake {
 
     /// Whether `port` is PENDING.
     pub fn is_pending(&self, port: u32) -> bool {
+        if self.0.fifo.is_on() { self.0.fifo.is_pending(port) } else { self.is_pending_2l(port) }
+    }
+
+    fn is_pending_2l(&self, port: u32) -> bool {
         self.0.shared.evtchn_pending[port as usize / 64].load(Relaxed) & 1 << (port % 64) != 0
     }
 
     /// Whether `port` is MASKED.
     pub fn is_masked(&self, port: u32) -> bool {
+        if self.0.fifo.is_on() {
+            return self.0.fifo.is_masked(port);
+        }
         self.0.shared.evtchn_mask[port as usize / 64].load(Relaxed) & 1 << (port % 64) != 0
+    }
+
+    /// Sets a port's priority; only the FIFO ABI has any.
+    pub fn set_priority(&self, port: u32, priority: usize) {
+        self.0.fifo.set_priority(port, priority);
+    }
+
+    /// Sets BUSY, or clears it, as Xen does while it links; returns whether the port was masked just then.
+    pub fn set_busy(&self, port: u32, busy: bool) -> bool {
+        self.0.fifo.set_busy(port, busy)
     }
 
     /// Whether Xen would enter an upcall on `cpu` as soon as it is unmasked there.
@@ -187,6 +224,25 @@ impl Fake {
 }
 
 impl Hypervisor for Fake {
+    fn place_of<T>(&self, address: NonNull<T>) -> Place {
+        let address = address.as_ptr().expose_provenance();
+        let offset = u32::try_from(address % 4096).expect("below the size of a page");
+        Place { mfn: (address - address % 4096) as u64, offset }
+    }
+
+    unsafe fn init_control(&self, cpu: CpuId, block: Place) -> Result<(), Errno> {
+        if self.0.fifo.init_control(cpu, block)? {
+            for port in (1..u32::try_from(NR_PORTS).expect("few ports")).filter(|port| self.is_pending_2l(*port)) {
+                self.0.fifo.keep(port);
+            }
+        }
+        Ok(())
+    }
+
+    unsafe fn expand_array(&self, page: Place) -> Result<(), Errno> {
+        self.0.fifo.expand_array(page, |port| self.channel(port).cpu(), &self.0.vcpus)
+    }
+
     fn send(&self, port: PortNr) -> Result<(), Errno> {
         match self.channel(port.get()) {
             Channel::Ipi(_) => {
@@ -202,6 +258,10 @@ impl Hypervisor for Fake {
     fn unmask(&self, port: PortNr) -> Result<(), Errno> {
         let port = port.get();
         let Some(cpu) = self.channel(port).cpu() else { return Err(Errno::EINVAL) };
+        if self.0.fifo.is_on() {
+            self.0.fifo.unmask(cpu, port, self.flags(cpu));
+            return Ok(());
+        }
         let (word, bit) = (port as usize / 64, 1 << (port % 64));
         let before = self.0.shared.evtchn_mask[word].fetch_and(!bit, AcqRel);
         fence(SeqCst);
@@ -224,6 +284,10 @@ impl Hypervisor for Fake {
         match self.channels().get_mut(port.index()) {
             None | Some(Channel::Free) => return Err(Errno::EINVAL),
             Some(channel) => *channel = Channel::Free,
+        }
+        if self.0.fifo.is_on() {
+            self.0.fifo.clear_pending(port.get());
+            return Ok(());
         }
         let (word, bit) = (port.index() / 64, 1 << (port.index() % 64));
         self.0.shared.evtchn_pending[word].fetch_and(!bit, AcqRel);
@@ -254,30 +318,40 @@ impl Batch {
         self.answers[token] = answer;
     }
 
-    fn push(&mut self, channel: Channel) -> Option<usize> {
+    fn push(&mut self, call: impl FnOnce(&Fake) -> Result<u32, Errno>) -> Option<usize> {
         if self.answers.len() == self.room {
             return None;
         }
-        self.answers.push(self.xen.allocate(channel));
+        self.answers.push(call(&self.xen));
         Some(self.answers.len() - 1)
     }
 }
 
 impl Binds for Batch {
     type Token = usize;
+    type Call = usize;
+
+    unsafe fn init_control(&mut self, cpu: CpuId, block: Place) -> Option<usize> {
+        // SAFETY: the caller's.
+        self.push(|xen| unsafe { xen.init_control(cpu, block) }.map(|()| 0))
+    }
 
     fn bind_virq(&mut self, virq: Virq, cpu: CpuId) -> Option<usize> {
-        self.push(Channel::Virq(virq, cpu))
+        self.push(|xen| xen.allocate(Channel::Virq(virq, cpu)))
     }
 
     fn bind_ipi(&mut self, cpu: CpuId) -> Option<usize> {
-        self.push(Channel::Ipi(cpu))
+        self.push(|xen| xen.allocate(Channel::Ipi(cpu)))
     }
 }
 
-impl Answers<usize> for Batch {
+impl Answers<Batch> for Batch {
     fn port(&self, token: usize) -> Result<u32, Errno> {
         self.answers[token]
+    }
+
+    fn done(&self, call: usize) -> Result<(), Errno> {
+        self.answers[call].map(drop)
     }
 }
 
@@ -293,9 +367,9 @@ pub fn masked() -> Masked {
     percpu::hosted::masked()
 }
 
-/// Events of a fresh domain, attached.
-pub fn boot(xen: &Fake, handlers: Handlers) -> Events<Fake> {
-    let events = Events::new(xen.0.vcpus.len(), AbiKind::TwoLevel, handlers, xen.clone());
+/// Events of a fresh domain, attached. With the FIFO ABI nothing may be raised any more when they are dropped.
+pub fn boot(xen: &Fake, abi: AbiKind, handlers: Handlers) -> Events<Fake> {
+    let events = Events::new(xen.0.vcpus.len(), abi, handlers, xen.clone());
     attach(&events, xen, Ports::Gone);
     events
 }
@@ -303,7 +377,7 @@ pub fn boot(xen: &Fake, handlers: Handlers) -> Events<Fake> {
 /// Attaches the fake's page.
 pub fn attach(events: &Events<Fake>, xen: &Fake, ports: Ports) {
     // SAFETY: `events` holds a handle on the page's owner.
-    unsafe { events.attach(&quiesced(), NonNull::from(&xen.0.shared), ports) };
+    unsafe { events.attach(&quiesced(), NonNull::from(&xen.0.shared), ports) }.expect("the fake knows both ABIs");
 }
 
 /// The action of port `nr`, if it is a device's.

@@ -2,17 +2,44 @@
 //!
 //! Binding a CPU's intents goes through a batch instead ([`Binds`], [`Answers`]), so that everything that a vcpu needs
 //! in a resume is one hypercall.
-#![forbid(unsafe_code)]
+
+use core::ptr::NonNull;
 
 use percpu::CpuId;
 use xen_sys::Errno;
-use xen_sys::hypercall::{self, Batch, PortToken, Results};
+use xen_sys::hypercall::{self, Batch, CallToken, PortToken, Results};
 
 use crate::intent::Virq;
 use crate::port::PortNr;
 
+/// Where something of ours is for Xen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// The machine frame of its page, in this life of the domain.
+    pub mfn: u64,
+    /// Bytes from the start of the page.
+    pub offset: u32,
+}
+
 /// Hypercalls on single ports. Context: any; a bounded time in Xen each.
 pub trait Hypervisor {
+    /// Where `address` is, which is in memory of this kernel's.
+    fn place_of<T>(&self, address: NonNull<T>) -> Place;
+    /// `EVTCHNOP_init_control`: the control block of `cpu` is at `block`. The first one switches the domain to the FIFO
+    /// ABI.
+    ///
+    /// # Errors
+    /// Xen's.
+    /// # Safety
+    /// A control block is there, all zero, for as long as this life of the domain lasts.
+    unsafe fn init_control(&self, cpu: CpuId, block: Place) -> Result<(), Errno>;
+    /// `EVTCHNOP_expand_array`: the page at `page` has the event words of the next 1024 ports.
+    ///
+    /// # Errors
+    /// Xen's.
+    /// # Safety
+    /// An event page is there for as long as this life of the domain lasts.
+    unsafe fn expand_array(&self, page: Place) -> Result<(), Errno>;
     /// `EVTCHNOP_send`: tells the port's other end.
     ///
     /// # Errors
@@ -37,8 +64,16 @@ pub trait Hypervisor {
 
 /// A batch that collects requests to bind.
 pub trait Binds {
-    /// Finds a request's answer again.
+    /// Finds the answer to a request for a port again.
     type Token: Copy;
+    /// Finds the answer to another request again.
+    type Call: Copy;
+
+    /// Asks for `EVTCHNOP_init_control`. `None` if the batch is full.
+    ///
+    /// # Safety
+    /// As [`Hypervisor::init_control`].
+    unsafe fn init_control(&mut self, cpu: CpuId, block: Place) -> Option<Self::Call>;
 
     /// Asks for `EVTCHNOP_bind_virq`. `None` if the batch is full.
     fn bind_virq(&mut self, virq: Virq, cpu: CpuId) -> Option<Self::Token>;
@@ -47,19 +82,42 @@ pub trait Binds {
 }
 
 /// The answers of a batch that has been issued.
-pub trait Answers<Token> {
+pub trait Answers<B: Binds> {
     /// The port that Xen gave.
     ///
     /// # Errors
     /// Xen's.
-    fn port(&self, token: Token) -> Result<u32, Errno>;
+    fn port(&self, token: B::Token) -> Result<u32, Errno>;
+
+    /// Whether a call that gives no port was carried out.
+    ///
+    /// # Errors
+    /// Xen's.
+    fn done(&self, call: B::Call) -> Result<(), Errno>;
 }
 
 /// The real Xen.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Xen;
+#[derive(Clone, Copy, Debug)]
+pub struct Xen {
+    /// Where an address is for Xen: a frame of the domain's as it lives now.
+    pub place_of: fn(*const ()) -> Place,
+}
 
 impl Hypervisor for Xen {
+    fn place_of<T>(&self, address: NonNull<T>) -> Place {
+        (self.place_of)(address.as_ptr().cast_const().cast())
+    }
+
+    unsafe fn init_control(&self, cpu: CpuId, block: Place) -> Result<(), Errno> {
+        // SAFETY: the caller's.
+        unsafe { hypercall::evtchn::init_control(cpu.vcpu(), block.mfn, block.offset) }.map(drop)
+    }
+
+    unsafe fn expand_array(&self, page: Place) -> Result<(), Errno> {
+        // SAFETY: the caller's.
+        unsafe { hypercall::evtchn::expand_array(page.mfn) }
+    }
+
     fn send(&self, port: PortNr) -> Result<(), Errno> {
         hypercall::evtchn::send(port.get())
     }
@@ -79,6 +137,12 @@ impl Hypervisor for Xen {
 
 impl<const N: usize> Binds for Batch<N> {
     type Token = PortToken;
+    type Call = CallToken;
+
+    unsafe fn init_control(&mut self, cpu: CpuId, block: Place) -> Option<CallToken> {
+        // SAFETY: the caller's.
+        unsafe { Batch::init_control(self, cpu.vcpu(), block.mfn, block.offset) }.ok()
+    }
 
     fn bind_virq(&mut self, virq: Virq, cpu: CpuId) -> Option<PortToken> {
         Batch::bind_virq(self, virq.nr(), cpu.vcpu()).ok()
@@ -89,8 +153,12 @@ impl<const N: usize> Binds for Batch<N> {
     }
 }
 
-impl<const N: usize> Answers<PortToken> for Results<'_, N> {
+impl<const N: usize> Answers<Batch<N>> for Results<'_, N> {
     fn port(&self, token: PortToken) -> Result<u32, Errno> {
         Results::port(self, token)
+    }
+
+    fn done(&self, call: CallToken) -> Result<(), Errno> {
+        self.get(call).map(drop)
     }
 }

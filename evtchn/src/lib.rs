@@ -7,8 +7,9 @@
 //! - A CPU's virqs and ipis are *intents* ([`Intent`], `handlers.rs`). Ports follow from them, at bring-up and in every
 //!   new life of the domain (`rebind.rs`), and stand in the CPU's own table (`table.rs`).
 //! - Device ports stand in one table for all CPUs (`port_table.rs`, `device.rs`).
-//! - `two_level.rs` is the ABI: which bits mean what, and in which order they are touched. `abi.rs` is where another
-//!   one will be.
+//! - The ABIs: which bits mean what, and in which order they are touched, is in `two_level.rs` and in `fifo/`; `abi.rs`
+//!   knows which of them is in use.
+//! - Tables with an entry for each port grow by pieces (`chunks.rs`).
 //! - A [`Port`] knows its life of the domain, so a send on an old one does nothing (`send.rs`).
 //!
 //! All of it runs on the host too, against a fake [`Hypervisor`].
@@ -19,17 +20,20 @@ extern crate alloc;
 extern crate std;
 
 mod abi;
+mod chunks;
 mod counters;
 mod demux;
 mod device;
 mod dump;
 mod error;
 mod events;
+mod fifo;
 mod handlers;
 #[cfg(not(target_os = "none"))]
 pub mod hosted;
 mod hypervisor;
 mod intent;
+mod lasting;
 mod port;
 mod port_table;
 mod rebind;
@@ -42,10 +46,10 @@ pub use abi::AbiKind;
 pub use counters::CpuCounts;
 pub use demux::Upcall;
 pub use dump::{PortKind, PortState};
-pub use error::{BindError, DeviceError, SendOutcome};
+pub use error::{AttachError, BindError, DeviceError, SendOutcome};
 pub use events::{Events, Ports};
 pub use handlers::{Handler, Handlers};
-pub use hypervisor::{Answers, Binds, Hypervisor, Xen};
+pub use hypervisor::{Answers, Binds, Hypervisor, Place, Xen};
 pub use intent::{Intent, Ipi, Virq};
 pub use port::{Incarnation, Port, PortNr};
 pub use port_table::{Action, ActionHandler};

@@ -1,4 +1,5 @@
-//! [`PortTable`]: from a device's port to its [`Action`]. One slot for each port, each slot one word.
+//! [`PortTable`]: from a device's port to its [`Action`]. One slot for each port, each slot one word, in pieces that come
+//! as ports are bound.
 //!
 //! Written by whoever binds or unbinds, in task context on any CPU; read in the upcall of the CPU that owns the port.
 //! Wait-free for the reader, lock-free for writers. Suspend: *cleared* when a new life of the domain is attached.
@@ -12,6 +13,7 @@ use core::ptr::{self, NonNull};
 use percpu::{CpuId, Masked, Quiesced};
 use xen_sys::primitive::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
+use crate::chunks::{self, Chunks};
 use crate::counters::Counter;
 use crate::port::{AtomicPort, Port, PortNr};
 
@@ -98,19 +100,36 @@ pub(crate) enum Occupied {
 
 /// See the head of this file.
 pub(crate) struct PortTable {
-    slots: Box<[PortSlot]>,
+    pieces: Chunks<[PortSlot; chunks::PORTS]>,
 }
 
 impl PortTable {
-    /// Slots for ports below `capacity`.
+    /// For ports below `capacity`, with no slot yet.
     pub(crate) fn new(capacity: usize) -> PortTable {
-        let empty = || PortSlot { action: AtomicPtr::new(ptr::null_mut()) };
-        PortTable { slots: (0..capacity).map(|_| empty()).collect() }
+        PortTable { pieces: Chunks::new(capacity) }
+    }
+
+    /// Makes sure that there is a slot for `nr`. `None` beyond the capacity.
+    pub(crate) fn reach(&self, nr: PortNr) -> Option<()> {
+        let empty = || Box::new(core::array::from_fn(|_| PortSlot { action: AtomicPtr::new(ptr::null_mut()) }));
+        self.pieces.put(nr.index() / chunks::PORTS, empty).map(drop)
+    }
+
+    fn slot(&self, nr: PortNr) -> Option<&PortSlot> {
+        let (piece, place) = self.pieces.of_port(nr.index())?;
+        piece.get(place)
+    }
+
+    /// All ports that have a slot.
+    pub(crate) fn reached(&self) -> impl Iterator<Item = PortNr> {
+        let pieces = (0..self.pieces.nr_max()).filter(|piece| self.pieces.get(*piece).is_some());
+        let ports = pieces.flat_map(|piece| piece * chunks::PORTS..(piece + 1) * chunks::PORTS);
+        ports.filter_map(|port| PortNr::new(u32::try_from(port).ok()?))
     }
 
     /// Puts `action`, to run on `cpu`, into the slot of `port`. `None` if there is no such slot.
     pub(crate) fn bind(&self, port: Port, cpu: CpuId, action: &'static Action) -> Option<Result<(), Occupied>> {
-        let slot = self.slots.get(port.nr.index())?;
+        let slot = self.slot(port.nr)?;
         if let Err(has) = action.port.claim(port) {
             return Some(Err(Occupied::Action(has)));
         }
@@ -129,7 +148,7 @@ impl PortTable {
 
     /// Takes the action of `nr` out of its slot. An upcall that looked it up before may still be running it.
     pub(crate) fn unbind(&self, nr: PortNr) {
-        let Some(slot) = self.slots.get(nr.index()) else { return };
+        let Some(slot) = self.slot(nr) else { return };
         // ORDERING: Relaxed, the action behind it is not freed (PT2) and orders nothing.
         let old = slot.action.swap(ptr::null_mut(), Ordering::Relaxed);
         if let Some(action) = Self::action(old) {
@@ -142,12 +161,12 @@ impl PortTable {
     pub(crate) fn lookup(&self, nr: PortNr) -> Option<&'static Action> {
         // ORDERING: Acquire, pairs with the Release in `bind` (PT1).
         // Weakening fails in evtchn/tests/loom_port_table.rs.
-        Self::action(self.slots.get(nr.index())?.action.load(Ordering::Acquire))
+        Self::action(self.slot(nr)?.action.load(Ordering::Acquire))
     }
 
     /// Empties every slot: the ports are those of an earlier life.
     pub(crate) fn clear(&self, _quiesced: &Quiesced) {
-        for nr in (0..u32::MAX).take(self.slots.len()).filter_map(PortNr::new) {
+        for nr in self.reached() {
             self.unbind(nr);
         }
     }

@@ -6,7 +6,6 @@
 //! Binding everything from vCPU 0 was turned down: that is a loop over all vcpus in which all others wait.
 //!
 //! Context: task or entry code of the CPU in question, upcalls masked. No lock, no allocation.
-#![forbid(unsafe_code)]
 
 use arrayvec::ArrayVec;
 use percpu::{CpuId, Masked, current};
@@ -14,16 +13,18 @@ use xen_sys::abi::xen::VcpuInfo;
 
 use crate::error::BindError;
 use crate::events::Events;
+use crate::fifo::word::Unmasked;
 use crate::hypervisor::{Answers, Binds, Hypervisor};
 use crate::intent::Intent;
 use crate::port::{Incarnation, Port, PortNr};
 
 /// What a CPU has asked for, and where the answers will be.
 #[must_use = "the ports that the batch binds are lost unless they are recorded"]
-pub struct Plan<T> {
+pub struct Plan<B: Binds> {
     cpu: CpuId,
     incarnation: Incarnation,
-    wanted: ArrayVec<(Intent, T), { Intent::COUNT }>,
+    introduced: Option<B::Call>,
+    wanted: ArrayVec<(Intent, B::Token), { Intent::COUNT }>,
 }
 
 impl<H: Hypervisor> Events<H> {
@@ -32,22 +33,36 @@ impl<H: Hypervisor> Events<H> {
     /// The CPU's `vcpu_info` must be registered by the time that the batch binds; the same batch may do it first.
     /// # Errors
     /// `BatchFull`; the batch is not to be issued then.
-    pub fn plan<B: Binds>(&self, masked: &Masked, batch: &mut B) -> Result<Plan<B::Token>, BindError> {
+    pub fn plan<B: Binds>(&self, masked: &Masked, batch: &mut B) -> Result<Plan<B>, BindError> {
         let cpu = current();
         let mine = self.cpus.on(cpu);
         mine.table.clear(masked);
         mine.own.clear(masked);
+        let incarnation = self.incarnation();
+        // First of all: an event for a vcpu whose control block Xen does not know is dropped.
+        let introduced = match mine.own.introduce(incarnation) {
+            None => None,
+            Some(block) => {
+                // SAFETY: empty, and it lives as long as the kernel's `Events`.
+                let call = unsafe { batch.init_control(cpu, self.xen.place_of(block)) };
+                if call.is_none() {
+                    mine.own.forget();
+                    return Err(BindError::BatchFull { cpu });
+                }
+                call
+            }
+        };
         let mut wanted = ArrayVec::new();
         for intent in self.handlers.intents(cpu) {
             let token = match intent {
                 Intent::Virq(virq) => batch.bind_virq(virq, cpu),
                 Intent::Ipi(_) => batch.bind_ipi(cpu),
             };
-            let Some(token) = token else { return Err(BindError::BatchFull { cpu, intent }) };
+            let Some(token) = token else { return Err(BindError::BatchFull { cpu }) };
             // There are never more intents than `Intent::COUNT`.
             wanted.push((intent, token));
         }
-        Ok(Plan { cpu, incarnation: self.incarnation(), wanted })
+        Ok(Plan { cpu, incarnation, introduced, wanted })
     }
 
     /// Takes the ports that were bound for `plan` out of `answers`, makes them known and unmasks them. `flags` is this
@@ -57,12 +72,12 @@ impl<H: Hypervisor> Events<H> {
     /// its inbox once: see [`Events::send_ipi`] for why nothing is left there.
     /// # Errors
     /// The first of any; what had been bound is closed again.
-    pub fn record<T: Copy>(
+    pub fn record<B: Binds>(
         &self,
         masked: &Masked,
         flags: &VcpuInfo,
-        plan: Plan<T>,
-        answers: &impl Answers<T>,
+        plan: Plan<B>,
+        answers: &impl Answers<B>,
     ) -> Result<(), BindError> {
         let (cpu, incarnation) = (plan.cpu, plan.incarnation);
         let mine = self.cpus.on(cpu);
@@ -76,6 +91,10 @@ impl<H: Hypervisor> Events<H> {
 
         let mut bound: ArrayVec<(Intent, PortNr), { Intent::COUNT }> = ArrayVec::new();
         let mut failed = None;
+        if let Some(Err(errno)) = plan.introduced.map(|call| answers.done(call)) {
+            mine.own.forget();
+            failed = Some(BindError::Fifo { cpu, what: "init_control", errno });
+        }
         for (intent, token) in plan.wanted {
             match answers.port(token) {
                 Err(errno) => failed = failed.or(Some(BindError::Refused { cpu, intent, errno })),
@@ -88,6 +107,11 @@ impl<H: Hypervisor> Events<H> {
                         None => failed = failed.or(Some(BindError::BadPort { cpu, intent, nr })),
                     }
                 }
+            }
+        }
+        for (_, nr) in &bound {
+            if let (None, Err(errno)) = (failed, self.reach(*nr)) {
+                failed = Some(BindError::Fifo { cpu, what: "expand_array", errno });
             }
         }
         if let Some(error) = failed {
@@ -104,7 +128,10 @@ impl<H: Hypervisor> Events<H> {
         }
         mine.table.set_ready(masked, incarnation);
         for (_, nr) in &bound {
-            self.abi.unmask_own(masked, flags, *nr);
+            if self.abi.unmask_own(masked, flags, *nr) == Unmasked::AskXen {
+                // It cannot fail: the port was bound just now. Should it, the event comes with the next one.
+                let _ = self.xen.unmask(*nr);
+            }
         }
         Ok(())
     }

@@ -4,58 +4,75 @@
 //! (to send an ipi) and [`CpuTable::ready`] (to bind a device port there), and whoever dumps reads what it likes.
 //! Suspend: *rebuilt*. The intents themselves are [`Handlers`](crate::Handlers), which are *kept*.
 //!
-//! - TB1: `map[p]` names intent `i` only while `ports[i]` holds port `p`.
+//! - TB1: `bound` lists each port of `ports` once, with its intent, and ends with a 0.
 //!
-//! The map is an array of bytes, 4 KiB for each CPU, so that port to intent is one load. Searching the few ports of
-//! a CPU, or one map for all of them, were turned down: the first costs more for each event, and the second has all
-//! CPUs write the same lines in a resume.
+//! From a port to its intent is a search through that list, three entries long as a rule and in one line of this CPU's
+//! own. Maps by port number were turned down: one for each CPU costs a byte for each port that the domain could have,
+//! and in one for all CPUs they write the same lines in a resume.
 #![forbid(unsafe_code)]
 
-use alloc::boxed::Box;
-
+use crossbeam_utils::CachePadded;
 use percpu::Masked;
-use xen_sys::primitive::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use xen_sys::primitive::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::intent::Intent;
 use crate::port::{AtomicPort, Incarnation, Port, PortNr};
 
-/// The intent that a port carries. 0: none; n: the intent with index n - 1.
-struct AtomicIntent(AtomicU8);
+/// A word that holds a port number and the intent that it carries.
+///
+/// | bits 63..32 | bits 31..0 | meaning |
+/// |---|---|---|
+/// | 0 | 0 | the end of the list |
+/// | index of the intent | number, not 0 | that port carries that intent |
+struct Carries(AtomicU64);
 
-impl AtomicIntent {
+impl Carries {
     // ORDERING: Relaxed in both. Written and acted upon by one CPU; others only print it.
-    fn load(&self) -> Option<Intent> {
-        Intent::from_index(usize::from(self.0.load(Ordering::Relaxed)).checked_sub(1)?)
+    fn load(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
     }
 
-    fn store(&self, intent: Option<Intent>) {
-        let [byte, ..] = intent.map_or(0, |intent| intent.index() + 1).to_le_bytes();
-        self.0.store(byte, Ordering::Relaxed);
+    fn store(&self, word: u64) {
+        self.0.store(word, Ordering::Relaxed);
+    }
+
+    const fn pack(nr: PortNr, intent: Intent) -> u64 {
+        (intent.index() as u64) << 32 | nr.get() as u64
+    }
+
+    /// What `word` says of `nr`: an intent, another port, or the end.
+    fn look(word: u64, nr: PortNr) -> Option<Option<Intent>> {
+        let [i0, i1, i2, i3, n0, n1, n2, n3] = word.to_be_bytes();
+        match u32::from_be_bytes([n0, n1, n2, n3]) {
+            0 => Some(None),
+            n if n == nr.get() => Some(Intent::from_index(u32::from_be_bytes([i0, i1, i2, i3]) as usize)),
+            _ => None,
+        }
     }
 }
 
-const _: () = assert!(Intent::COUNT < u8::MAX as usize, "index + 1 fits AtomicIntent");
-
 /// See the head of this file.
 pub(crate) struct CpuTable {
-    ports: [AtomicPort; Intent::COUNT],
-    map: Box<[AtomicIntent]>,
+    /// Read in this CPU's upcalls.
+    bound: CachePadded<[Carries; Intent::COUNT + 1]>,
+    /// Read by other CPUs.
+    ports: CachePadded<[AtomicPort; Intent::COUNT]>,
     ready: AtomicU32,
 }
 
 impl CpuTable {
-    /// Nothing bound, for ports below `capacity`.
-    pub(crate) fn new(capacity: usize) -> CpuTable {
+    /// Nothing bound.
+    pub(crate) fn new() -> CpuTable {
         CpuTable {
-            ports: core::array::from_fn(|_| AtomicPort::none()),
-            map: (0..capacity).map(|_| AtomicIntent(AtomicU8::new(0))).collect(),
+            bound: CachePadded::new(core::array::from_fn(|_| Carries(AtomicU64::new(0)))),
+            ports: CachePadded::new(core::array::from_fn(|_| AtomicPort::none())),
             ready: AtomicU32::new(Incarnation::NONE.get()),
         }
     }
 
     /// What `nr` carries here.
     pub(crate) fn intent_of(&self, nr: PortNr) -> Option<Intent> {
-        self.map.get(nr.index())?.load()
+        self.bound.iter().find_map(|entry| Carries::look(entry.load(), nr))?
     }
 
     /// The port that `intent` has, maybe one of an earlier life.
@@ -81,23 +98,22 @@ impl CpuTable {
         self.ready.store(incarnation.get(), Ordering::Release);
     }
 
-    /// Enters that `intent` has `port`, whose number is below the capacity.
+    /// Enters that `intent` has `port`.
     pub(crate) fn publish(&self, _masked: &Masked, intent: Intent, port: Port) {
-        if let Some(entry) = self.map.get(port.nr.index()) {
-            // ORDERING: Relaxed, see `port_of_racy`.
-            self.ports[intent.index()].store(Some(port), Ordering::Relaxed);
-            entry.store(Some(intent));
+        // An intent has one port, so there are never more than there are intents.
+        if let Some(end) = self.bound.iter().take(Intent::COUNT).find(|entry| entry.load() == 0) {
+            end.store(Carries::pack(port.nr, intent));
         }
+        // ORDERING: Relaxed, see `port_of_racy`.
+        self.ports[intent.index()].store(Some(port), Ordering::Relaxed);
     }
 
     /// Forgets every port.
     pub(crate) fn clear(&self, _masked: &Masked) {
-        for word in &self.ports {
-            // ORDERING: Relaxed, this CPU wrote it.
-            let Some(port) = word.load(Ordering::Relaxed) else { continue };
-            if let Some(entry) = self.map.get(port.nr.index()) {
-                entry.store(None);
-            }
+        for entry in self.bound.iter() {
+            entry.store(0);
+        }
+        for word in self.ports.iter() {
             // ORDERING: Relaxed. A sender that still reads the old port finds it stale by its incarnation.
             word.store(None, Ordering::Relaxed);
         }
@@ -110,9 +126,9 @@ mod tests {
     use crate::intent::{Ipi, Virq};
 
     #[test]
-    fn map_follows_the_ports() {
+    fn intents_follow_the_ports() {
         let masked = percpu::hosted::masked();
-        let table = CpuTable::new(64);
+        let table = CpuTable::new();
         let port =
             |nr, life| Port { nr: PortNr::new(nr).expect("tests use no port 0"), incarnation: Incarnation::new(life) };
         let (timer, call) = (Intent::Virq(Virq::TIMER), Intent::Ipi(Ipi::Call));
@@ -121,7 +137,6 @@ mod tests {
         assert_eq!(table.intent_of(port(3, 1).nr), Some(timer));
         assert_eq!(table.intent_of(port(63, 1).nr), Some(call));
         assert_eq!(table.intent_of(port(4, 1).nr), None);
-        assert_eq!(table.intent_of(port(64, 1).nr), None, "beyond the capacity");
         assert_eq!(table.port_of_racy(call), Some(port(63, 1)));
 
         table.clear(&masked);
@@ -133,7 +148,7 @@ mod tests {
 
     #[test]
     fn ready_is_of_one_life() {
-        let table = CpuTable::new(8);
+        let table = CpuTable::new();
         assert_eq!(table.ready(), Incarnation::NONE);
         table.set_ready(&percpu::hosted::masked(), Incarnation::new(2));
         assert_eq!(table.ready(), Incarnation::new(2));

@@ -26,6 +26,7 @@ use percpu::{Masked, Quiesced};
 use xen_sys::abi::xen::{SharedInfo, VcpuInfo};
 use xen_sys::primitive::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
+use crate::abi::Taken;
 use crate::port::PortNr;
 
 /// Words of 64 ports. Fewer where every atomic costs: loom models each of them, Miri watches each.
@@ -92,29 +93,6 @@ impl OwnPorts {
             word.store(0, Ordering::Relaxed);
         }
     }
-
-    /// The ports in it when asked, in order.
-    pub(crate) fn iter_racy(&self) -> impl Iterator<Item = PortNr> {
-        self.mine.iter().enumerate().flat_map(|(word, mine)| {
-            let mut bits = mine.load(Ordering::Relaxed);
-            core::iter::from_fn(move || {
-                let bit = bits.trailing_zeros();
-                // `None` once no bit is left.
-                bits &= bits.checked_sub(1)?;
-                Some(bit)
-            })
-            .filter_map(move |bit| port_at(word, bit))
-        })
-    }
-}
-
-/// What one look at a vcpu's pending events found.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Taken {
-    /// Events handed to the handler.
-    pub(crate) events: u32,
-    /// Times the selector was taken, at least 1.
-    pub(crate) passes: u32,
 }
 
 /// The order in which a pass visits words: from the port `turn` round to it again. Each item is a word that `selector`

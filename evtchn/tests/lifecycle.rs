@@ -1,16 +1,44 @@
-//! The life of a domain's event channels against the hosted Xen: boot, upcalls, devices, suspend, both outcomes.
+//! The life of a domain's event channels against the hosted Xen: boot, upcalls, devices, suspend, both outcomes. Every
+//! test runs with each ABI.
 #![cfg(not(loom))]
 
 use std::cell::RefCell;
+use std::sync::{Mutex, PoisonError};
 
-use evtchn::hosted::{self, Batch, CAPACITY, Channel, Fake, GLOBAL, bring_up, cpu, masked, nr, quiesced};
+use evtchn::hosted::{self, Batch, Channel, Fake, GLOBAL, bring_up, cpu, masked, nr, quiesced};
 use evtchn::{
-    Action, BindError, CpuCounts, DeviceError, Events, Handlers, Hypervisor, Incarnation, Intent, Ipi, Port, PortKind,
-    Ports, SendOutcome, Upcall, Virq,
+    AbiKind, Action, ActionHandler, BindError, CpuCounts, DeviceError, Events, Handlers, Hypervisor, Incarnation,
+    Intent, Ipi, Port, PortKind, Ports, SendOutcome, Upcall, Virq,
 };
 use percpu::{CpuId, Masked};
 use xen_sys::Errno;
 use xen_sys::primitive::sync::atomic::Ordering::Relaxed;
+
+macro_rules! with_each_abi {
+    ($($name:ident),* $(,)?) => {
+        mod two_level {
+            $(#[test] fn $name() { super::$name(evtchn::AbiKind::TwoLevel); })*
+        }
+        mod fifo {
+            $(#[test] fn $name() { super::$name(evtchn::AbiKind::Fifo); })*
+        }
+    };
+}
+
+with_each_abi! {
+    virqs_and_ipis_reach_their_cpu,
+    everything_is_masked_until_bound,
+    devices_can_be_bound_anywhere_and_unbound,
+    device_errors_change_nothing,
+    a_cpu_that_is_not_up_is_not_bound_to_and_not_sent_to,
+    restore_gives_every_intent_a_new_port_and_devices_none,
+    cancelled_suspend_keeps_everything,
+    failed_binds_are_undone_and_named,
+    a_full_batch_and_a_stale_plan_are_refused,
+    refused_sends_are_counted,
+    dump_shows_what_stands_in_the_tables,
+    unbinding_in_a_handler,
+}
 
 // What handlers have seen on this thread: the CPU, and a name.
 thread_local! {
@@ -44,10 +72,18 @@ fn on_device(_: &Masked, action: &Action) {
     see(["device 0", "device 1"][action.context()]);
 }
 
+/// A device's action. They live for ever, so they are kept where a leak check finds them.
+fn action(handler: ActionHandler, context: usize) -> &'static Action {
+    static KEPT: Mutex<Vec<&'static Action>> = Mutex::new(Vec::new());
+    let action: &'static Action = Box::leak(Box::new(Action::new(handler, context)));
+    KEPT.lock().unwrap_or_else(PoisonError::into_inner).push(action);
+    action
+}
+
 /// A domain of `nr_cpus` with all of them up.
-fn up(nr_cpus: usize) -> (Fake, Events<Fake>) {
+fn up(abi: AbiKind, nr_cpus: usize) -> (Fake, Events<Fake>) {
     let xen = Fake::new(nr_cpus);
-    let events = hosted::boot(&xen, HANDLERS);
+    let events = hosted::boot(&xen, abi, HANDLERS);
     for cpu in CpuId::first(nr_cpus) {
         let _on = percpu::hosted::enter(cpu);
         xen.place(cpu);
@@ -66,9 +102,8 @@ fn raise(xen: &Fake, channel: Channel) {
     xen.raise(xen.find(channel).expect("bound"));
 }
 
-#[test]
-fn virqs_and_ipis_reach_their_cpu() {
-    let (xen, events) = up(3);
+fn virqs_and_ipis_reach_their_cpu(abi: AbiKind) {
+    let (xen, events) = up(abi, 3);
     // Placing the vcpu_info left a spurious upcall behind.
     assert_eq!(upcall(&xen, &events, 1), Some(Upcall::Spurious));
     assert_eq!(upcall(&xen, &events, 1), None);
@@ -90,12 +125,11 @@ fn virqs_and_ipis_reach_their_cpu() {
     assert_eq!(events.counts_racy(cpu(0)).sent, 2);
 }
 
-#[test]
-fn everything_is_masked_until_bound() {
+fn everything_is_masked_until_bound(abi: AbiKind) {
     let xen = Fake::new(1);
     let port = xen.allocate(Channel::Device(cpu(0))).expect("room");
     assert!(!xen.is_masked(port), "a fresh boot has everything unmasked");
-    let events = hosted::boot(&xen, HANDLERS);
+    let events = hosted::boot(&xen, abi, HANDLERS);
     assert!((1..u32::try_from(hosted::NR_PORTS).expect("few")).all(|port| xen.is_masked(port)));
     let _on = percpu::hosted::enter(cpu(0));
     xen.raise(port);
@@ -105,38 +139,37 @@ fn everything_is_masked_until_bound() {
         assert!(!xen.is_masked(xen.find(channel).expect("bound")));
     }
 
-    static ACTION: Action = Action::new(on_device, 0);
-    events.bind_device(nr(port), cpu(0), &ACTION).expect("free");
+    let action = action(on_device, 0);
+    events.bind_device(nr(port), cpu(0), action).expect("free");
     assert_eq!(upcall(&xen, &events, 0), Some(Upcall::Handled(1)), "the early event was kept");
     assert_eq!(seen(), [(0, "device 0")]);
 }
 
-#[test]
-fn devices_can_be_bound_anywhere_and_unbound() {
-    static ACTION: Action = Action::new(on_device, 1);
-    let (xen, events) = up(2);
+fn devices_can_be_bound_anywhere_and_unbound(abi: AbiKind) {
+    let action = action(on_device, 1);
+    let (xen, events) = up(abi, 2);
     upcall(&xen, &events, 1);
     let _on = percpu::hosted::enter(cpu(0));
     let at = xen.allocate(Channel::Device(cpu(0))).expect("room");
-    let port = events.bind_device(nr(at), cpu(1), &ACTION).expect("free");
-    assert_eq!(ACTION.port(), Some(port));
+    let port = events.bind_device(nr(at), cpu(1), action).expect("free");
+    assert_eq!(action.port(), Some(port));
     assert_eq!(xen.channel(at), Channel::Device(cpu(1)));
     assert_eq!(events.send(port), SendOutcome::Sent);
 
     xen.raise(at);
     assert_eq!(upcall(&xen, &events, 1), Some(Upcall::Handled(1)));
     assert_eq!(seen(), [(1, "device 1")]);
-    assert_eq!(ACTION.count(), 1);
+    assert_eq!(action.count(), 1);
     assert_eq!(events.counts_racy(cpu(1)).devices, 1);
 
-    assert_eq!(events.unbind_device(&ACTION), Ok(nr(at)));
+    assert_eq!(events.unbind_device(action), Ok(nr(at)));
     assert!(xen.is_masked(at));
-    assert_eq!(events.unbind_device(&ACTION), Err(DeviceError::NotBound));
+    assert_eq!(events.unbind_device(action), Err(DeviceError::NotBound));
     xen.raise(at);
     assert_eq!(upcall(&xen, &events, 1), None);
 
     // What came meanwhile is delivered where the port is bound next.
-    events.bind_device(nr(at), cpu(0), &ACTION).expect("free again");
+    events.bind_device(nr(at), cpu(0), action).expect("free again");
     upcall(&xen, &events, 0);
     assert_eq!(seen(), [(0, "device 1")]);
 }
@@ -144,43 +177,45 @@ fn devices_can_be_bound_anywhere_and_unbound() {
 /// A port that was left unmasked, against EV1: Xen told CPU 0, which had no use for it. Binding still tells CPU 1.
 #[test]
 fn an_event_told_to_the_wrong_cpu_is_told_anew() {
-    static ACTION: Action = Action::new(on_device, 0);
-    let (xen, events) = up(2);
+    let abi = AbiKind::TwoLevel;
+    let action = action(on_device, 0);
+    let (xen, events) = up(abi, 2);
     upcall(&xen, &events, 1);
     let at = xen.allocate(Channel::Device(cpu(0))).expect("room");
     xen.0.shared.evtchn_mask[at as usize / 64].fetch_and(!(1 << (at % 64)), Relaxed);
     xen.raise(at);
     assert_eq!(upcall(&xen, &events, 0), Some(Upcall::Spurious));
-    events.bind_device(nr(at), cpu(1), &ACTION).expect("free");
+    events.bind_device(nr(at), cpu(1), action).expect("free");
     assert_eq!(upcall(&xen, &events, 1), Some(Upcall::Handled(1)));
     assert_eq!(seen(), [(1, "device 0")]);
 }
 
-#[test]
-fn device_errors_change_nothing() {
-    static ONE: Action = Action::new(on_device, 0);
-    static TWO: Action = Action::new(on_device, 1);
-    let (xen, events) = up(2);
+fn device_errors_change_nothing(abi: AbiKind) {
+    let one = action(on_device, 0);
+    let two = action(on_device, 1);
+    let (xen, events) = up(abi, 2);
     let _on = percpu::hosted::enter(cpu(0));
     upcall(&xen, &events, 0);
     let (a, b) =
         (xen.allocate(Channel::Device(cpu(0))).expect("room"), xen.allocate(Channel::Device(cpu(0))).expect("room"));
-    let has = events.bind_device(nr(a), cpu(0), &ONE).expect("free");
-    assert_eq!(events.bind_device(nr(a), cpu(0), &TWO), Err(DeviceError::PortTaken { nr: nr(a) }));
-    assert_eq!(TWO.port(), None);
-    assert_eq!(events.bind_device(nr(b), cpu(0), &ONE), Err(DeviceError::ActionTaken { nr: nr(b), has }));
-    assert_eq!(events.bind_device(nr(CAPACITY), cpu(0), &TWO), Err(DeviceError::NoSuchPort { nr: nr(CAPACITY) }));
+    let has = events.bind_device(nr(a), cpu(0), one).expect("free");
+    assert_eq!(events.bind_device(nr(a), cpu(0), two), Err(DeviceError::PortTaken { nr: nr(a) }));
+    assert_eq!(two.port(), None);
+    assert_eq!(events.bind_device(nr(b), cpu(0), one), Err(DeviceError::ActionTaken { nr: nr(b), has }));
+    let beyond = hosted::capacity(abi);
+    let refused = DeviceError::NoSuchPort { nr: nr(beyond), errno: Errno::ENOSPC };
+    assert_eq!(events.bind_device(nr(beyond), cpu(0), two), Err(refused));
 
     // An intent's port goes on working; another CPU's is refused by Xen.
     let timer = xen.find(Channel::Virq(Virq::TIMER, cpu(0))).expect("bound");
-    assert_eq!(events.bind_device(nr(timer), cpu(0), &TWO), Err(DeviceError::PortTaken { nr: nr(timer) }));
+    assert_eq!(events.bind_device(nr(timer), cpu(0), two), Err(DeviceError::PortTaken { nr: nr(timer) }));
     let other = xen.find(Channel::Virq(Virq::TIMER, cpu(1))).expect("bound");
     let refused = DeviceError::Route { nr: nr(other), cpu: cpu(0), errno: Errno::EINVAL };
-    assert_eq!(events.bind_device(nr(other), cpu(0), &TWO), Err(refused));
+    assert_eq!(events.bind_device(nr(other), cpu(0), two), Err(refused));
     assert!(hosted::device_of_racy(&events, nr(other)).is_none() && !xen.is_masked(other));
     // Xen would move this one.
     let global = xen.find(Channel::Virq(GLOBAL, cpu(0))).expect("bound");
-    assert_eq!(events.bind_device(nr(global), cpu(1), &TWO), Err(DeviceError::PortTaken { nr: nr(global) }));
+    assert_eq!(events.bind_device(nr(global), cpu(1), two), Err(DeviceError::PortTaken { nr: nr(global) }));
     assert_eq!(xen.channel(global), Channel::Virq(GLOBAL, cpu(0)));
     xen.raise(timer);
     xen.raise(a);
@@ -188,15 +223,14 @@ fn device_errors_change_nothing() {
     assert_eq!(seen().len(), 2);
 }
 
-#[test]
-fn a_cpu_that_is_not_up_is_not_bound_to_and_not_sent_to() {
-    static ACTION: Action = Action::new(on_device, 0);
+fn a_cpu_that_is_not_up_is_not_bound_to_and_not_sent_to(abi: AbiKind) {
+    let action = action(on_device, 0);
     let xen = Fake::new(2);
-    let events = hosted::boot(&xen, HANDLERS);
+    let events = hosted::boot(&xen, abi, HANDLERS);
     let _on = percpu::hosted::enter(cpu(0));
     bring_up(&events, &xen).expect("room");
     let at = xen.allocate(Channel::Device(cpu(0))).expect("room");
-    assert_eq!(events.bind_device(nr(at), cpu(1), &ACTION), Err(DeviceError::CpuNotReady { nr: nr(at), cpu: cpu(1) }));
+    assert_eq!(events.bind_device(nr(at), cpu(1), action), Err(DeviceError::CpuNotReady { nr: nr(at), cpu: cpu(1) }));
     assert_eq!(events.send_ipi(cpu(1), Ipi::Call), SendOutcome::Unbound);
     assert_eq!(events.counts_racy(cpu(0)).unbound_sends, 1);
     assert!(events.is_ready(cpu(0)) && !events.is_ready(cpu(1)));
@@ -205,26 +239,27 @@ fn a_cpu_that_is_not_up_is_not_bound_to_and_not_sent_to() {
     assert_eq!(upcall(&xen, &events, 1), None, "flags cleared, or the vcpu would be entered without end");
 }
 
-#[test]
-fn restore_gives_every_intent_a_new_port_and_devices_none() {
-    static ACTION: Action = Action::new(on_device, 0);
-    let (xen, events) = up(2);
+fn restore_gives_every_intent_a_new_port_and_devices_none(abi: AbiKind) {
+    let action = action(on_device, 0);
+    let (xen, events) = up(abi, 2);
     let on = percpu::hosted::enter(cpu(0));
     let at = xen.allocate(Channel::Device(cpu(0))).expect("room");
-    let old = events.bind_device(nr(at), cpu(0), &ACTION).expect("free");
+    let old = events.bind_device(nr(at), cpu(0), action).expect("free");
     assert_eq!(events.incarnation(), Incarnation::new(1));
 
     events.detach(&quiesced());
-    assert_eq!(events.demux(&masked(), xen.flags(cpu(0))), Upcall::Detached);
+    if abi == AbiKind::TwoLevel {
+        assert_eq!(events.demux(&masked(), xen.flags(cpu(0))), Upcall::Detached);
+    }
     xen.restore();
     // The toolstack's ports come first in the new domain, so every number has another meaning.
     let console = xen.allocate(Channel::Device(cpu(0))).expect("room");
     hosted::attach(&events, &xen, Ports::Gone);
     assert_eq!(events.incarnation(), Incarnation::new(2));
-    assert_eq!(ACTION.port(), None);
+    assert_eq!(action.port(), None);
     assert_eq!(events.send(old), SendOutcome::Stale);
     assert_eq!(events.counts_racy(cpu(0)).stale_sends, 1);
-    assert_eq!(events.unbind_device(&ACTION), Err(DeviceError::NotBound));
+    assert_eq!(events.unbind_device(action), Err(DeviceError::NotBound));
 
     // CPU 0 is back, CPU 1 is not. The port that CPU 1 had is CPU 0's now; a spurious upcall on CPU 1 must not take
     // CPU 0's event from it.
@@ -245,18 +280,17 @@ fn restore_gives_every_intent_a_new_port_and_devices_none() {
     }
     assert_eq!(events.send_ipi(cpu(1), Ipi::Call), SendOutcome::Sent);
     assert_eq!(upcall(&xen, &events, 1), Some(Upcall::Handled(1)));
-    events.bind_device(nr(console), cpu(0), &ACTION).expect("the action is free again");
+    events.bind_device(nr(console), cpu(0), action).expect("the action is free again");
     drop(on);
 }
 
-#[test]
-fn cancelled_suspend_keeps_everything() {
-    static ACTION: Action = Action::new(on_device, 0);
-    let (xen, events) = up(2);
+fn cancelled_suspend_keeps_everything(abi: AbiKind) {
+    let action = action(on_device, 0);
+    let (xen, events) = up(abi, 2);
     let _on = percpu::hosted::enter(cpu(0));
     upcall(&xen, &events, 0);
     let at = xen.allocate(Channel::Device(cpu(0))).expect("room");
-    let port = events.bind_device(nr(at), cpu(0), &ACTION).expect("free");
+    let port = events.bind_device(nr(at), cpu(0), action).expect("free");
 
     events.detach(&quiesced());
     // Xen goes on delivering while the page is not mapped here.
@@ -273,26 +307,28 @@ fn cancelled_suspend_keeps_everything() {
     assert_eq!(what, [(0, "device 0"), (0, "timer")]);
 }
 
-#[test]
-fn failed_binds_are_undone_and_named() {
+fn failed_binds_are_undone_and_named(abi: AbiKind) {
     let (timer, call) = (Intent::Virq(Virq::TIMER), Intent::Ipi(Ipi::Call));
     let cpu1 = cpu(1);
+    let beyond = hosted::capacity(abi);
+    // With the FIFO ABI the batch begins with the control block.
+    let first = usize::from(abi == AbiKind::Fifo);
     let cases = [
         (0, Err(Errno::ENOSPC), BindError::Refused { cpu: cpu1, intent: timer, errno: Errno::ENOSPC }),
         (1, Err(Errno::EINVAL), BindError::Refused { cpu: cpu1, intent: call, errno: Errno::EINVAL }),
         (1, Ok(0), BindError::BadPort { cpu: cpu1, intent: call, nr: 0 }),
-        (0, Ok(CAPACITY), BindError::BadPort { cpu: cpu1, intent: timer, nr: CAPACITY }),
+        (0, Ok(beyond), BindError::BadPort { cpu: cpu1, intent: timer, nr: beyond }),
         (1, Ok(u32::MAX), BindError::BadPort { cpu: cpu1, intent: call, nr: u32::MAX }),
         // The timer's.
         (1, Ok(1), BindError::BadPort { cpu: cpu1, intent: call, nr: 1 }),
     ];
     for (token, answer, error) in cases {
         let xen = Fake::new(2);
-        let events = hosted::boot(&xen, HANDLERS);
+        let events = hosted::boot(&xen, abi, HANDLERS);
         let _on = percpu::hosted::enter(cpu1);
         let mut batch = Batch::new(&xen);
         let plan = events.plan(&masked(), &mut batch).expect("room");
-        batch.answer(token, answer);
+        batch.answer(first + token, answer);
         assert_eq!(events.record(&masked(), xen.flags(cpu1), plan, &batch), Err(error));
         assert!(!events.is_ready(cpu1));
         assert_eq!(events.ports_racy(cpu1).count(), 0);
@@ -306,13 +342,12 @@ fn failed_binds_are_undone_and_named() {
     }
 }
 
-#[test]
-fn a_full_batch_and_a_stale_plan_are_refused() {
+fn a_full_batch_and_a_stale_plan_are_refused(abi: AbiKind) {
     let xen = Fake::new(2);
-    let events = hosted::boot(&xen, HANDLERS);
+    let events = hosted::boot(&xen, abi, HANDLERS);
     let _on = percpu::hosted::enter(cpu(1));
     let full = events.plan(&masked(), &mut Batch::with_room(&xen, 1)).err();
-    assert_eq!(full, Some(BindError::BatchFull { cpu: cpu(1), intent: Intent::Ipi(Ipi::Call) }));
+    assert_eq!(full, Some(BindError::BatchFull { cpu: cpu(1) }));
 
     xen.restore();
     let stale = Err(BindError::StalePlan { cpu: cpu(1) });
@@ -330,9 +365,8 @@ fn a_full_batch_and_a_stale_plan_are_refused() {
     assert!(!events.is_ready(cpu(1)));
 }
 
-#[test]
-fn refused_sends_are_counted() {
-    let (xen, events) = up(1);
+fn refused_sends_are_counted(abi: AbiKind) {
+    let (xen, events) = up(abi, 1);
     let _on = percpu::hosted::enter(cpu(0));
     let port = Port { nr: nr(100), incarnation: events.incarnation() };
     assert_eq!(events.send(port), SendOutcome::Refused(Errno::EINVAL));
@@ -340,52 +374,50 @@ fn refused_sends_are_counted() {
     assert_eq!(xen.close(nr(100)), Err(Errno::EINVAL));
 }
 
-#[test]
-fn dump_shows_what_stands_in_the_tables() {
-    static ACTION: Action = Action::new(on_device, 1);
-    let (xen, events) = up(2);
+fn dump_shows_what_stands_in_the_tables(abi: AbiKind) {
+    let action = action(on_device, 1);
+    let (xen, events) = up(abi, 2);
     let _on = percpu::hosted::enter(cpu(0));
     let at = xen.allocate(Channel::Device(cpu(0))).expect("room");
-    events.bind_device(nr(at), cpu(1), &ACTION).expect("free");
+    events.bind_device(nr(at), cpu(1), action).expect("free");
     raise(&xen, Channel::Virq(Virq::TIMER, cpu(1)));
     upcall(&xen, &events, 1);
     xen.raise(at);
     seen();
 
+    let linked = u8::from(abi == AbiKind::Fifo);
     let lines: Vec<String> = events.ports_racy(cpu(1)).map(|port| port.to_string()).collect();
     let (timer, call) = (xen.find(Channel::Virq(Virq::TIMER, cpu(1))), xen.find(Channel::Ipi(cpu(1))));
     let (timer, call) = (timer.expect("bound"), call.expect("bound"));
     assert_eq!(
         lines,
         [
-            format!("port={timer} kind=timer pending=0 masked=0 count=1"),
-            format!("port={call} kind=ipi-call pending=0 masked=0 count=0"),
-            format!("port={at} kind=device1 pending=1 masked=0 count=0"),
+            format!("port={timer} kind=timer pending=0 masked=0 linked=0 count=1"),
+            format!("port={call} kind=ipi-call pending=0 masked=0 linked=0 count=0"),
+            format!("port={at} kind=device1 pending=1 masked=0 linked={linked} count=0"),
         ]
     );
     assert!(events.ports_racy(cpu(0)).all(|port| port.kind != PortKind::Device(1)));
 }
 
 /// A handler that unbinds a device whose event is pending in the same word: the event is dropped, nothing panics.
-#[test]
-fn unbinding_in_a_handler() {
+fn unbinding_in_a_handler(abi: AbiKind) {
     thread_local! {
-        static EVENTS: RefCell<Option<Events<Fake>>> = const { RefCell::new(None) };
+        static EVENTS: RefCell<Option<(Events<Fake>, &'static Action)>> = const { RefCell::new(None) };
     }
-    static VICTIM: Action = Action::new(on_device, 0);
-    static KILLER: Action = Action::new(kill, 0);
     fn kill(_: &Masked, _: &Action) {
         see("kill");
         EVENTS.with_borrow(|events| {
-            let unbound = events.as_ref().expect("set below").unbind_device(&VICTIM);
-            assert!(unbound.is_ok());
+            let (events, victim) = events.as_ref().expect("set below");
+            assert!(events.unbind_device(victim).is_ok());
         });
     }
 
-    let (xen, events) = up(1);
+    let (xen, events) = up(abi, 1);
     let _on = percpu::hosted::enter(cpu(0));
     upcall(&xen, &events, 0);
-    let ports = [&KILLER, &VICTIM].map(|action| {
+    let victim = action(on_device, 0);
+    let ports = [action(kill, 0), victim].map(|action| {
         let at = xen.allocate(Channel::Device(cpu(0))).expect("room");
         events.bind_device(nr(at), cpu(0), action).expect("free");
         at
@@ -393,9 +425,9 @@ fn unbinding_in_a_handler() {
     for port in ports {
         xen.raise(port);
     }
-    EVENTS.set(Some(events));
+    EVENTS.set(Some((events, victim)));
     EVENTS.with_borrow(|events| {
-        let events = events.as_ref().expect("just set");
+        let (events, _) = events.as_ref().expect("just set");
         assert_eq!(upcall(&xen, events, 0), Some(Upcall::Handled(1)));
     });
     assert_eq!(seen(), [(0, "kill")]);

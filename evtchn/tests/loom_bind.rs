@@ -2,7 +2,7 @@
 #![cfg(loom)]
 
 use evtchn::hosted::{self, Channel, Fake, bring_up, cpu, masked, nr, quiesced};
-use evtchn::{Action, DeviceError, Handlers, Ports, Upcall, Virq};
+use evtchn::{AbiKind, Action, DeviceError, Handlers, Ports, Upcall, Virq};
 use loom::sync::Arc;
 use loom::thread;
 use percpu::Masked;
@@ -17,7 +17,7 @@ fn a_device_bound_to_a_cpu_that_comes_back_stays_bound() {
     model.preemption_bound = Some(3);
     model.check(|| {
         let xen = Fake::new(2);
-        let events = Arc::new(hosted::boot(&xen, Handlers::new().virq(Virq::TIMER, on_timer)));
+        let events = Arc::new(hosted::boot(&xen, AbiKind::TwoLevel, Handlers::new().virq(Virq::TIMER, on_timer)));
         {
             let _on = percpu::hosted::enter(cpu(1));
             bring_up(&events, &xen).expect("room");

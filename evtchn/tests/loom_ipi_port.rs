@@ -4,7 +4,7 @@
 #![cfg(loom)]
 
 use evtchn::hosted::{self, Fake, bring_up, cpu, masked, quiesced};
-use evtchn::{Events, Handlers, Ipi, Ports, SendOutcome};
+use evtchn::{AbiKind, Events, Handlers, Ipi, Ports, SendOutcome};
 use loom::sync::Arc;
 use loom::sync::atomic::AtomicUsize;
 use loom::sync::atomic::Ordering::{self, AcqRel, Relaxed, Release};
@@ -44,7 +44,7 @@ fn stranded(post: Ordering) -> usize {
     model.preemption_bound = Some(3);
     model.check(move || {
         let xen = Fake::new(2);
-        let events = Arc::new(hosted::boot(&xen, Handlers::new().ipi(Ipi::Call, on_call)));
+        let events = Arc::new(hosted::boot(&xen, AbiKind::TwoLevel, Handlers::new().ipi(Ipi::Call, on_call)));
         // CPU 1 has a port of the first life, so that its word is not merely empty.
         {
             let _on = percpu::hosted::enter(cpu(1));

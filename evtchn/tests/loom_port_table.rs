@@ -2,7 +2,7 @@
 #![cfg(loom)]
 
 use evtchn::hosted::{self, Channel, Fake, bring_up, cpu, masked, nr};
-use evtchn::{Action, DeviceError, Events, Handlers};
+use evtchn::{AbiKind, Action, DeviceError, Events, Handlers};
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use loom::thread;
@@ -29,7 +29,7 @@ fn model(f: impl Fn() + Send + Sync + 'static) {
 /// One CPU, up, and a device's port.
 fn up() -> (Fake, Arc<Events<Fake>>, u32) {
     let xen = Fake::new(1);
-    let events = hosted::boot(&xen, Handlers::new());
+    let events = hosted::boot(&xen, AbiKind::TwoLevel, Handlers::new());
     let _on = percpu::hosted::enter(cpu(0));
     bring_up(&events, &xen).expect("room");
     let port = xen.allocate(Channel::Device(cpu(0))).expect("room");

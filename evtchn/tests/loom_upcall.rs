@@ -1,16 +1,37 @@
 //! The upcall against Xen delivering at the same time: nothing is lost, nothing is handled twice, and a handler sees
-//! what the sender did before it sent. Xen's side is `hosted::Fake::raise`, bit by bit as `event_2l.c`.
+//! what the sender did before it sent. Xen's side is `hosted::Fake::raise`, bit by bit as `event_2l.c`, and step by step as `event_fifo.c`.
+//! Every scene is played with each ABI.
 //!
 //! Xen enters an upcall when it has set `upcall_pending` and upcalls are not masked. So a test lets the CPU look while
 //! Xen is at work, and once more at the end if that flag is set, and only then.
 #![cfg(loom)]
 
 use evtchn::hosted::{self, Batch, Channel, Fake, bring_up, cpu, masked, nr};
-use evtchn::{Action, Events, Handlers, Ipi, Virq};
+use evtchn::{AbiKind, Action, Events, Handlers, Ipi, Virq};
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use loom::thread;
 use percpu::Masked;
+
+macro_rules! with_each_abi {
+    ($($name:ident),* $(,)?) => {
+        mod two_level {
+            $(#[test] fn $name() { super::$name(evtchn::AbiKind::TwoLevel); })*
+        }
+        mod fifo {
+            $(#[test] fn $name() { super::$name(evtchn::AbiKind::Fifo); })*
+        }
+    };
+}
+
+with_each_abi! {
+    events_while_the_upcall_runs,
+    two_senders_of_one_port,
+    event_while_a_port_is_unmasked_by_its_cpu,
+    cpus_take_only_their_own_events,
+    event_while_a_device_is_bound_to_another_cpu,
+    ipi_carries_the_senders_work,
+}
 
 /// What senders write before they send, and what handlers found of it.
 struct Seen {
@@ -47,9 +68,9 @@ fn handlers() -> Handlers {
 }
 
 /// A domain whose CPUs are all up, with their spurious first upcalls behind them.
-fn up(nr_cpus: usize) -> (Fake, Arc<Events<Fake>>) {
+fn up(abi: AbiKind, nr_cpus: usize) -> (Fake, Arc<Events<Fake>>) {
     let xen = Fake::new(nr_cpus);
-    let events = hosted::boot(&xen, handlers());
+    let events = hosted::boot(&xen, abi, handlers());
     for n in 0..nr_cpus {
         let _on = percpu::hosted::enter(cpu(n));
         bring_up(&events, &xen).expect("room");
@@ -64,13 +85,18 @@ fn upcall(xen: &Fake, events: &Events<Fake>, n: usize) {
 
 /// Lets Xen enter the last upcall if it would, then expects `port`'s handler to have seen all work.
 fn settle(xen: &Fake, events: &Events<Fake>, n: usize, handler: usize, port: u32, work: usize) {
+    settle_doubled(xen, events, n, handler, port, work, 0);
+}
+
+/// As [`settle`], where the handler may have run `more` times for nothing.
+fn settle_doubled(xen: &Fake, events: &Events<Fake>, n: usize, handler: usize, port: u32, work: usize, more: usize) {
     if xen.upcall_due(cpu(n)) {
         upcall(xen, events, n);
     }
     assert!(!xen.is_pending(port), "an event was lost");
     assert_eq!(SEEN.found[handler].load(Relaxed), work, "the handler ran before the work");
     let runs = SEEN.runs[handler].load(Relaxed);
-    assert!((1..=work).contains(&runs), "{runs} runs for {work} events");
+    assert!((1..=work + more).contains(&runs), "{runs} runs for {work} events");
 }
 
 fn model(bound: usize, f: impl Fn() + Send + Sync + 'static) {
@@ -80,10 +106,9 @@ fn model(bound: usize, f: impl Fn() + Send + Sync + 'static) {
     model.check(f);
 }
 
-#[test]
-fn events_while_the_upcall_runs() {
-    model(3, || {
-        let (xen, events) = up(1);
+fn events_while_the_upcall_runs(abi: AbiKind) {
+    model(3, move || {
+        let (xen, events) = up(abi, 1);
         let port = xen.find(Channel::Virq(Virq::TIMER, cpu(0))).expect("bound");
         let sender = {
             let xen = xen.clone();
@@ -100,10 +125,9 @@ fn events_while_the_upcall_runs() {
     });
 }
 
-#[test]
-fn two_senders_of_one_port() {
-    model(2, || {
-        let (xen, events) = up(1);
+fn two_senders_of_one_port(abi: AbiKind) {
+    model(2, move || {
+        let (xen, events) = up(abi, 1);
         let port = xen.find(Channel::Virq(Virq::TIMER, cpu(0))).expect("bound");
         let senders: Vec<_> = (0..2)
             .map(|_| {
@@ -122,11 +146,10 @@ fn two_senders_of_one_port() {
     });
 }
 
-#[test]
-fn event_while_a_port_is_unmasked_by_its_cpu() {
-    model(3, || {
+fn event_while_a_port_is_unmasked_by_its_cpu(abi: AbiKind) {
+    model(3, move || {
         let xen = Fake::new(1);
-        let events = hosted::boot(&xen, handlers());
+        let events = hosted::boot(&xen, abi, handlers());
         let _on = percpu::hosted::enter(cpu(0));
         let mut batch = Batch::new(&xen);
         let plan = events.plan(&masked(), &mut batch).expect("room");
@@ -146,13 +169,12 @@ fn event_while_a_port_is_unmasked_by_its_cpu() {
 }
 
 /// The ports of both CPUs stand in the same PENDING word.
-#[test]
-fn cpus_take_only_their_own_events() {
-    model(2, || {
-        let (xen, events) = up(2);
+fn cpus_take_only_their_own_events(abi: AbiKind) {
+    model(2, move || {
+        let (xen, events) = up(abi, 2);
         let ports = [0, 1].map(|n| xen.find(Channel::Virq(Virq::TIMER, cpu(n))).expect("bound"));
+        // With the 2-level ABI both are told to look at the word, whoever the event is for.
         assert_eq!(ports[0] / 64, ports[1] / 64);
-        // Both are told to look at the word, whoever the event is for.
         SEEN.work[1].store(1, Relaxed);
         xen.raise(ports[1]);
         let other = {
@@ -170,10 +192,9 @@ fn cpus_take_only_their_own_events() {
 }
 
 /// CPU 0 binds a device's port to CPU 1, which is taking upcalls, while the peer sends.
-#[test]
-fn event_while_a_device_is_bound_to_another_cpu() {
-    model(2, || {
-        let (xen, events) = up(2);
+fn event_while_a_device_is_bound_to_another_cpu(abi: AbiKind) {
+    model(2, move || {
+        let (xen, events) = up(abi, 2);
         let port = xen.allocate(Channel::Device(cpu(0))).expect("room");
         let action: &'static Action = Box::leak(Box::new(Action::new(on_device, 0)));
         let peer = {
@@ -193,20 +214,21 @@ fn event_while_a_device_is_bound_to_another_cpu() {
         }
         peer.join().expect("the peer does not panic");
         target.join().expect("the target does not panic");
-        // The peer may have been told while the port was CPU 0's and masked; Xen's unmask tells CPU 1.
-        settle(&xen, &events, 1, 0, port, 1);
+        // The peer may have been told while the port was CPU 0's and masked; Xen's unmask tells CPU 1. With the FIFO ABI
+        // it sets PENDING anew as it does so, also where the event has just been taken.
+        let more = usize::from(abi == AbiKind::Fifo);
+        settle_doubled(&xen, &events, 1, 0, port, 1, more);
     });
 }
 
 /// Sending is an ipi too: the sender's work is visible to the handler on the other CPU.
-#[test]
-fn ipi_carries_the_senders_work() {
+fn ipi_carries_the_senders_work(abi: AbiKind) {
     fn on_call(_: &Masked) {
         handle(0);
     }
-    model(3, || {
+    model(3, move || {
         let xen = Fake::new(2);
-        let events = Arc::new(hosted::boot(&xen, Handlers::new().ipi(Ipi::Call, on_call)));
+        let events = Arc::new(hosted::boot(&xen, abi, Handlers::new().ipi(Ipi::Call, on_call)));
         for n in [0, 1] {
             let _on = percpu::hosted::enter(cpu(n));
             bring_up(&events, &xen).expect("room");

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 
 use evtchn::hosted::{self, Channel, Fake, bring_up, cpu, masked, nr, quiesced};
-use evtchn::{Action, DeviceError, Events, Handlers, Intent, Ipi, Port, Ports, SendOutcome, Upcall, Virq};
+use evtchn::{AbiKind, Action, DeviceError, Events, Handlers, Intent, Ipi, Port, Ports, SendOutcome, Upcall, Virq};
 use percpu::Masked;
 use proptest::prelude::*;
 
@@ -85,6 +85,8 @@ fn op() -> impl Strategy<Value = Op> {
 struct Model {
     ports: BTreeMap<u32, Option<(usize, What)>>,
     waiting: BTreeSet<u32>,
+    /// FIFO ABI: ports that stand in a CPU's queue.
+    queued: BTreeMap<u32, usize>,
     ready: BTreeSet<usize>,
     /// Ports of actions, also of earlier lives.
     ever: BTreeMap<usize, Port>,
@@ -112,6 +114,7 @@ impl Model {
 }
 
 struct Run {
+    abi: AbiKind,
     xen: Fake,
     events: Events<Fake>,
     actions: [&'static Action; ACTIONS],
@@ -119,10 +122,10 @@ struct Run {
 }
 
 impl Run {
-    fn new() -> Run {
+    fn new(abi: AbiKind) -> Run {
         let xen = Fake::new(CPUS);
-        let events = hosted::boot(&xen, handlers());
-        Run { xen, events, actions: [0, 1, 2].map(action), model: Model::default() }
+        let events = hosted::boot(&xen, abi, handlers());
+        Run { abi, xen, events, actions: [0, 1, 2].map(action), model: Model::default() }
     }
 
     fn bring_up(&mut self, n: usize) {
@@ -151,6 +154,7 @@ impl Run {
             (_, Some(_)) => Err(DeviceError::ActionTaken { nr, has: self.model.ever[&a] }),
             (Some((_, What::Action(_))), _) => Err(DeviceError::PortTaken { nr }),
             (Some(_), _) => Err(DeviceError::Route { nr, cpu: cpu(n), errno: xen_sys::Errno::EINVAL }),
+            (None, None) if self.model.queued.contains_key(&nr.get()) => Err(DeviceError::StillQueued { nr }),
             (None, None) => {
                 self.model.ports.insert(port, Some((n, What::Action(a))));
                 let port = Port { nr, incarnation: self.events.incarnation() };
@@ -174,6 +178,9 @@ impl Run {
         expected.sort_unstable();
         assert_eq!(seen, expected);
         self.model.waiting.retain(|port| !due.contains_key(port));
+        if self.model.ready.contains(&n) {
+            self.model.queued.retain(|_, cpu| *cpu != n);
+        }
         let expected = match (self.model.ready.contains(&n), u32::try_from(due.len()).expect("few")) {
             (false, _) => Upcall::NotReady,
             (true, 0) => Upcall::Spurious,
@@ -237,7 +244,19 @@ impl Run {
             }
             Op::Suspend(resumed) => self.suspend(resumed),
         }
+        self.queue();
         self.check();
+    }
+
+    /// Xen queues what waits on a port that somebody owns.
+    fn queue(&mut self) {
+        if self.abi == AbiKind::Fifo {
+            let owner = |port: &u32| Some((*port, self.model.ports[port]?.0));
+            let queued: Vec<_> = self.model.waiting.iter().filter_map(owner).collect();
+            for (port, cpu) in queued {
+                self.model.queued.entry(port).or_insert(cpu);
+            }
+        }
     }
 
     /// What must hold after each step.
@@ -270,8 +289,8 @@ proptest! {
     })]
 
     #[test]
-    fn histories_agree_with_the_model(ops in prop::collection::vec(op(), 1..if cfg!(miri) { 30 } else { 120 })) {
-        let mut run = Run::new();
+    fn histories_agree_with_the_model(fifo: bool, ops in prop::collection::vec(op(), 1..if cfg!(miri) { 30 } else { 120 })) {
+        let mut run = Run::new(if fifo { AbiKind::Fifo } else { AbiKind::TwoLevel });
         for op in &ops {
             run.step(op);
         }

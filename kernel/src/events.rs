@@ -3,18 +3,23 @@
 //! Context of every handler here: upcall, upcalls masked. They note what happened, wake tasks, run the calls of the inbox, which
 //! are short, and leave all else to the executor. VIRQ_DEBUG alone prints.
 
-use evtchn::{AbiKind, Events, Handlers, Ipi, Virq, Xen};
+use evtchn::{AbiKind, Events, Handlers, Ipi, Place, Virq, Xen};
 use percpu::Masked;
 use spin::Once;
 
-use crate::{cpus, dump, timer};
+use crate::{cpus, dump, memory, timer};
 
 static EVENTS: Once<Events<Xen>> = Once::new();
 
 /// Makes the tables. Boot, once, before `shared_info` is attached.
-pub(crate) fn init(nr_cpus: usize) {
+pub(crate) fn init(nr_cpus: usize, abi: AbiKind) {
     let handlers = Handlers::new().virq(Virq::TIMER, on_timer).virq(Virq::DEBUG, on_debug).ipi(Ipi::Call, on_ipi);
-    EVENTS.call_once(|| Events::new(nr_cpus, AbiKind::TwoLevel, handlers, Xen));
+    EVENTS.call_once(|| Events::new(nr_cpus, abi, handlers, Xen { place_of }));
+}
+
+fn place_of(address: *const ()) -> Place {
+    let offset = u32::try_from(address.addr() % 4096).expect("below the size of a page");
+    Place { mfn: memory::mfn_of(address).get(), offset }
 }
 
 /// The domain's event channels.

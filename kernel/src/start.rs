@@ -1,6 +1,7 @@
 //! Start-up: the table at the head of `main.rs`, as code.
 
 use boot::{BootInfo, Cmdline, CmdlineText, LogLevel, RingFrames};
+use evtchn::AbiKind;
 use mm::{Mfn, Pfn};
 use percpu::{Area, CpuId};
 use spin::Once;
@@ -54,9 +55,6 @@ unsafe extern "C" fn stasis_main(start_info: *const StartInfo, builder_stack_top
     let text = CMDLINE.call_once(|| info.cmdline);
     let cmdline = Cmdline::parse(text.as_str()).unwrap_or_else(|error| panic!("{error}"));
     LOG.call_once(|| cmdline.log);
-    if cmdline.abi == boot::Abi::Fifo {
-        panic!("evtchn=fifo: this version has the 2-level ABI only; say evtchn=2l, or leave it out");
-    }
     if cmdline.suspend == boot::SuspendVia::Evtchn {
         panic!("suspend=evtchn: this version takes requests from xenstore only; say suspend=xenstore, or leave it out");
     }
@@ -65,7 +63,13 @@ unsafe extern "C" fn stasis_main(start_info: *const StartInfo, builder_stack_top
     }
 
     let nr = cpus::count().unwrap_or_else(|error| panic!("{error}"));
-    events::init(nr);
+    events::init(
+        nr,
+        match cmdline.abi {
+            boot::Abi::TwoLevel => AbiKind::TwoLevel,
+            boot::Abi::Fifo => AbiKind::Fifo,
+        },
+    );
     executor::init(nr);
     timer::init(nr);
     cpus::start_boot_cpu(nr, start_info::page().shared_info_maddr(), entered_tsc);

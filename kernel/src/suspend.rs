@@ -14,7 +14,7 @@
 
 use core::fmt;
 
-use evtchn::Ports;
+use evtchn::{AttachError, Ports};
 use mm::MmError;
 use percpu::{Masked, Quiesced};
 use smp::order::{Prepare, TakeOver};
@@ -143,6 +143,7 @@ fn run() -> Result<Report, Abort> {
 pub(crate) enum StepError {
     Memory(MmError),
     Cpu(CpuError),
+    Events(AttachError),
 }
 
 impl fmt::Display for StepError {
@@ -150,6 +151,7 @@ impl fmt::Display for StepError {
         match self {
             StepError::Memory(error) => error.fmt(f),
             StepError::Cpu(error) => error.fmt(f),
+            StepError::Events(error) => error.fmt(f),
         }
     }
 }
@@ -181,9 +183,9 @@ impl Sequence {
         memory::map_shared_info(self.info.shared_info_maddr()).map(drop).map_err(StepError::Memory)
     }
 
-    fn attach(others: &Quiesced, ports: Ports) {
+    fn attach(others: &Quiesced, ports: Ports) -> Result<(), StepError> {
         // SAFETY: mapped by the step before, until the next suspend detaches it; parked CPUs do not enter the demultiplexer.
-        unsafe { events::get().attach(others, memory::shared_info_place(), ports) };
+        unsafe { events::get().attach(others, memory::shared_info_place(), ports) }.map_err(StepError::Events)
     }
 }
 
@@ -207,7 +209,11 @@ impl Steps for Sequence {
         match step {
             // Dead memory in this domain, which is never placed again.
             Prepare::MaskLegacySlots => {}
-            Prepare::DetachEvents => Sequence::attach(others, Ports::Kept),
+            Prepare::DetachEvents => {
+                if let Err(error) = Sequence::attach(others, Ports::Kept) {
+                    panic!("event channels, which were as they are: {error}");
+                }
+            }
             Prepare::UnmapSharedInfo => {
                 if let Err(error) = self.map_shared_info() {
                     panic!("shared_info, without which no event is ever seen: {error}");
@@ -242,7 +248,7 @@ impl Steps for Sequence {
                 self.back_ns = rebased.guest_ns;
             }
             TakeOver::PublishP2m => memory::publish_p2m(&shared_info().arch).map_err(StepError::Memory)?,
-            TakeOver::AttachEvents => Sequence::attach(others, Ports::Gone),
+            TakeOver::AttachEvents => Sequence::attach(others, Ports::Gone)?,
         }
         Ok(())
     }

@@ -7,6 +7,7 @@
 //! | refresh the clock | with it: vcpu 0 only | with it: every vcpu but 0, which does so earlier | the clock: a record that has just been placed may be empty or the old host's, and Xen fills it when it next schedules the vcpu, or when the secondary time area is set, here to none |
 //! | register the runstate area | every vcpu | every vcpu | statistics |
 //! | stop the periodic timer | every vcpu | every vcpu | quiet |
+//! | place the control block, with the FIFO ABI | every vcpu but 0, for which it switches the domain | the same | its queues |
 //! | bind virqs and IPI | every vcpu | every vcpu | its ports |
 //! | fire the timer | every vcpu | every vcpu | proof that it works; the executor then arms what it wants |
 //!
@@ -29,8 +30,8 @@ use xen_sys::hypercall::{Batch, CallToken, Results};
 use super::{get, mail};
 use crate::{events, memory, time, timer, wait};
 
-/// `vcpu_info`, clock, runstate, tick, timer, two virqs and an IPI.
-const CALLS: usize = 8;
+/// `vcpu_info`, clock, runstate, tick, control block, timer, two virqs and an IPI.
+const CALLS: usize = 9;
 
 /// A deadline that is past: 1 ns after the host booted. 0 would mean "no timer".
 const AT_ONCE: u64 = 1;

@@ -61,7 +61,9 @@ pub(crate) fn start_boot_cpu(nr: usize, shared_info_maddr: u64, entered_tsc: u64
     let quiesced = unsafe { Quiesced::assume() };
     let page = memory::map_shared_info(shared_info_maddr).unwrap_or_else(|error| panic!("shared_info: {error}"));
     // SAFETY: mapped just now, until the suspend path detaches it; parked CPUs do not enter the demultiplexer.
-    unsafe { events::get().attach(&quiesced, page, Ports::Gone) };
+    if let Err(error) = unsafe { events::get().attach(&quiesced, page, Ports::Gone) } {
+        panic!("evtchn={}: {error}; this Xen may know the other ABI only", events::get().abi());
+    }
     // SAFETY: mapped, and made of atomics.
     let shared = unsafe { page.as_ref() };
     memory::publish_p2m(&shared.arch).unwrap_or_else(|error| panic!("p2m: {error}"));
