@@ -155,6 +155,9 @@ fn stack_overflow(bench: &Bench) -> Result<()> {
     }
 }
 
+/// Self-tests that events have a part in; they run with each event channel ABI.
+const OF_EVENTS: [&str; 6] = ["timer", "clock", "ipi", "port", "rendezvous", "lost-event"];
+
 /// How the self-test of this name is judged: most give their own verdict, some are meant to die.
 fn self_test(bench: &Bench, name: &str) -> Result<()> {
     match name {
@@ -170,6 +173,19 @@ fn trials(bench: Bench, self_tests: Vec<String>) -> Vec<Trial> {
     for name in self_tests {
         let bench = Arc::clone(&bench);
         trials.push(Trial::test(format!("self_test::{name}"), move || verdict(self_test(&bench, &name))));
+    }
+    for name in OF_EVENTS {
+        let bench = Arc::clone(&bench);
+        let run =
+            move || bench.good(&format!("fifo::{name}"), &format!("test={name} evtchn=fifo"), VCPUS, 64).map(drop);
+        trials.push(Trial::test(format!("self_test_fifo::{name}"), move || verdict(run())));
+    }
+    for vcpus in [1, 8, 128] {
+        let bench = Arc::clone(&bench);
+        let name = format!("heartbeat_fifo::{vcpus}_vcpus");
+        let boot_name = name.clone();
+        let run = move || bench.good(&boot_name, "workload=heartbeat evtchn=fifo", vcpus, 256).map(drop);
+        trials.push(Trial::test(name, move || verdict(run())));
     }
     for (vcpus, memory_mib) in [(1, 16), (1, 64), (2, 64), (8, 64), (33, 64), (64, 128), (128, 256), (2, 1024)] {
         let bench = Arc::clone(&bench);

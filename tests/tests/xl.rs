@@ -41,7 +41,11 @@ fn ladder() -> Vec<(String, Step)> {
         }
     }
     step("checkpoint::33_vcpus", Box::new(|place| steps::suspends(place, Kind::Checkpoint, 33, 64, 1)));
-    step("mixed", Box::new(steps::mixed));
+    for abi in ["2l", "fifo"] {
+        let words = format!("evtchn={abi}");
+        step(&format!("mixed::{abi}"), Box::new(move |place| steps::mixed(place, &words, 8, 64)));
+    }
+    step("mixed::fifo_33_vcpus", Box::new(|place| steps::mixed(place, "evtchn=fifo", 33, 64)));
     step("trouble::receiver_never_answers", Box::new(trouble::receiver_never_answers));
     step("trouble::receiver_killed", Box::new(trouble::receiver_killed));
     step("trouble::garbage_request", Box::new(trouble::garbage_request));

@@ -56,6 +56,17 @@ impl Place {
         memory_mib: u32,
         work: impl FnOnce(&mut Guest<'_>) -> Result<()>,
     ) -> Result<()> {
+        self.with_guest_of("", vcpus, memory_mib, work)
+    }
+
+    /// The same, with `words` on the guest's command line.
+    pub(crate) fn with_guest_of(
+        &mut self,
+        words: &str,
+        vcpus: u32,
+        memory_mib: u32,
+        work: impl FnOnce(&mut Guest<'_>) -> Result<()>,
+    ) -> Result<()> {
         self.guests += 1;
         // A name of its own for each: consoles are logged by name, and a failed step must not speak into the next.
         let name = format!("stasis{}", self.guests);
@@ -64,7 +75,7 @@ impl Place {
             kernel: self.kernel.clone(),
             vcpus,
             memory_mib,
-            cmdline: "workload=heartbeat".to_owned(),
+            cmdline: format!("workload=heartbeat {words}").trim_end().to_owned(),
         };
         let mut transcript = Transcript::open(&self.logs, &format!("guest-{name}"))?;
         let mut show = |line: &str| transcript.line(line);

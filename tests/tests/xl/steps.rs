@@ -32,8 +32,8 @@ pub(crate) fn suspends(place: &mut Place, kind: Kind, vcpus: u32, memory_mib: u3
 }
 
 /// All three ways in the life of one guest: each leaves it fit for the next.
-pub(crate) fn mixed(place: &mut Place) -> Result<()> {
-    place.with_guest(8, 64, |guest| {
+pub(crate) fn mixed(place: &mut Place, words: &str, vcpus: u32, memory_mib: u32) -> Result<()> {
+    place.with_guest_of(words, vcpus, memory_mib, |guest| {
         for kind in [Kind::Checkpoint, Kind::Migrate, Kind::Checkpoint, Kind::SaveRestore, Kind::Migrate] {
             suspend(guest, kind, WELL).with_context(|| kind.name().to_owned())?;
         }
