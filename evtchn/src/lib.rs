@@ -34,6 +34,7 @@ pub mod hosted;
 mod hypervisor;
 mod intent;
 mod lasting;
+mod mute;
 mod port;
 mod port_table;
 mod rebind;

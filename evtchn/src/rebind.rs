@@ -13,7 +13,6 @@ use xen_sys::abi::xen::VcpuInfo;
 
 use crate::error::BindError;
 use crate::events::Events;
-use crate::fifo::word::Unmasked;
 use crate::hypervisor::{Answers, Binds, Hypervisor};
 use crate::intent::Intent;
 use crate::port::{Incarnation, Port, PortNr};
@@ -128,10 +127,7 @@ impl<H: Hypervisor> Events<H> {
         }
         mine.table.set_ready(masked, incarnation);
         for (_, nr) in &bound {
-            if self.abi.unmask_own(masked, flags, *nr) == Unmasked::AskXen {
-                // It cannot fail: the port was bound just now. Should it, the event comes with the next one.
-                let _ = self.xen.unmask(*nr);
-            }
+            self.unmask_own_nr(masked, flags, *nr);
         }
         Ok(())
     }

@@ -35,6 +35,7 @@ with_each_abi! {
     cancelled_suspend_keeps_everything,
     failed_binds_are_undone_and_named,
     a_full_batch_and_a_stale_plan_are_refused,
+    a_muted_intent_waits,
     refused_sends_are_counted,
     dump_shows_what_stands_in_the_tables,
     unbinding_in_a_handler,
@@ -363,6 +364,22 @@ fn a_full_batch_and_a_stale_plan_are_refused(abi: AbiKind) {
     hosted::attach(&events, &xen, Ports::Gone);
     assert_eq!(events.record(&masked(), xen.flags(cpu(1)), plan, &batch), stale);
     assert!(!events.is_ready(cpu(1)));
+}
+
+fn a_muted_intent_waits(abi: AbiKind) {
+    let (xen, events) = up(abi, 1);
+    let _on = percpu::hosted::enter(cpu(0));
+    upcall(&xen, &events, 0);
+    let timer = Intent::Virq(Virq::TIMER);
+    events.mask_own(&masked(), timer);
+    raise(&xen, Channel::Virq(Virq::TIMER, cpu(0)));
+    raise(&xen, Channel::Virq(Virq::TIMER, cpu(0)));
+    assert_eq!(upcall(&xen, &events, 0), None);
+    assert_eq!(events.send_ipi(cpu(0), Ipi::Call), SendOutcome::Sent);
+    assert_eq!(upcall(&xen, &events, 0), Some(Upcall::Handled(1)));
+    events.unmask_own(&masked(), xen.flags(cpu(0)), timer);
+    assert_eq!(upcall(&xen, &events, 0), Some(Upcall::Handled(1)));
+    assert_eq!(seen(), [(0, "call"), (0, "timer")]);
 }
 
 fn refused_sends_are_counted(abi: AbiKind) {

@@ -210,11 +210,6 @@ pub(super) fn took_ipi(_masked: &Masked) {
     note_progress(get().roll_call.took_ipi(percpu::current(), time::now_ns, ask_to_answer));
 }
 
-/// Whether every vcpu has taken a timer event and an IPI since boot or since the last suspend.
-pub(crate) fn all_are_alive() -> bool {
-    get().roll_call.is_complete()
-}
-
 /// Waits until every vcpu has taken a timer event and an IPI; says which was the last, and when. Names those that are missing, once
 /// a while.
 pub(crate) async fn all_alive() -> (CpuId, u64) {

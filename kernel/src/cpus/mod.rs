@@ -24,7 +24,7 @@ use xen_sys::primitive::sync::atomic::{AtomicU8, Ordering};
 use crate::relax::Processor;
 use crate::{events, time};
 
-pub(crate) use bind::{CpuError, Placed, all_alive, all_are_alive, place_vcpu_info, restore_this_cpu};
+pub(crate) use bind::{CpuError, Placed, all_alive, place_vcpu_info, restore_this_cpu};
 pub(crate) use bring_up::{count, online, start_boot_cpu, start_others};
 pub(crate) use park::{park_if_asked, park_is_asked};
 

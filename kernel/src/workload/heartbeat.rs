@@ -3,8 +3,8 @@
 //!
 //! - A beat is a timer event that this vcpu has taken; its calls to the next vcpu are IPIs, run in the upcall there. Up to
 //!   [`IN_FLIGHT`] are under way at once, so that their order means something.
-//! - `lost=` is all that `numbers.rs` knows to be wrong. An IPI that is not run is known after [`LATE_NS`] of its sender's beats:
-//!   beats, not time, as a suspended sender does not beat; and those while all vcpus are alive. So whoever wants to know whether a suspend has cost an IPI reads the
+//! - `lost=` is all that `numbers.rs` knows to be wrong. An IPI that is not run is known after a few beats of the vcpu that should have
+//!   run it: two seconds with a thousand vcpus, less with fewer. So whoever wants to know whether a suspend has cost an IPI reads the
 //!   fourth heartbeat after it: two seconds of beats, one of the report's period, and one that may be half over.
 //! - The gap is what a task on the vcpu sees between two beats, suspends included.
 
@@ -29,8 +29,6 @@ const BEAT_NS_PER_VCPU: u64 = 1_250_000;
 /// Bounds of that: a lone vcpu beats 100 times a second, and each of a thousand still four times.
 const BEAT_NS: core::ops::RangeInclusive<u64> = 10_000_000..=250_000_000;
 const REPORT_NS: u64 = 1_000_000_000;
-/// An IPI that was not run for this long, in beats of its sender, is late.
-const LATE_NS: u64 = 2_000_000_000;
 /// Calls of one vcpu that are under way.
 const IN_FLIGHT: usize = 4;
 
@@ -106,7 +104,9 @@ async fn beat(cpu: CpuId) {
     let mut idle: ArrayVec<&'static CallNode, IN_FLIGHT> =
         (0..IN_FLIGHT).map(|_| &*Box::leak(Box::new(CallNode::new()))).collect();
     let mut sent: ArrayVec<Sent, IN_FLIGHT> = ArrayVec::new();
-    let mut stall = Stall::new(u32::try_from(LATE_NS / period_ns).unwrap_or(u32::MAX));
+    let mut stall = Stall::default();
+    // ORDERING: Relaxed, a count that only grows. One that is read too low makes a call late later.
+    let beats_of_next = || beats().on(next).beats.load(Ordering::Relaxed);
     let mut sequence = 0;
     let mut last = time::now_ns();
     loop {
@@ -120,17 +120,14 @@ async fn beat(cpu: CpuId) {
         let nr_idle = idle.len();
         let overtaken = take_ended(&mut sent, &mut idle).await;
         let under_way = sent.iter_mut().enumerate().map(|(place, one)| (&mut one.age, place < overtaken));
-        // After a suspend some vcpus beat while others have not come back yet, which is not the events' fault.
-        if cpus::all_are_alive() {
-            stall.beat(idle.len() != nr_idle, under_way, &mine.wrongs);
-        }
+        stall.look(idle.len() != nr_idle, beats_of_next(), under_way, &mine.wrongs);
 
         let Some(node) = idle.pop() else { continue };
         let argument = cpu.index() << SEQUENCE_BITS | (sequence + 1);
         match cpus::mail().call(next, node, received, argument) {
             Ok(pending) => {
                 sequence += 1;
-                sent.push(Sent { pending, node, age: Age::default() });
+                sent.push(Sent { pending, node, age: Age::new(beats_of_next()) });
             }
             // Not so: its end has been seen.
             Err(_) => idle.push(node),

@@ -2,8 +2,9 @@
 //!
 //! - A number that is left out is *lost*, the same one again is *doubled*, a lower one is *reordered*, one of another sender than
 //!   the CPU before this one is *astray*.
-//! - A call that has not been run for so many beats of its sender is *late*: nothing that came behind it could show that it is
-//!   missing. The calls behind it are late with it; that is told once.
+//! - A call that has not been run though its receiver has beaten often since is *late*: each beat is an upcall there, and an upcall
+//!   takes all that is pending. Nothing that came behind it could show that it is missing. The calls behind it are late with
+//!   it; that is told once. The receiver's beats, not time: a vcpu that Xen does not run, or that is parked, loses nothing.
 //!
 //! Plain counting, no hypercall: the host tests it.
 #![forbid(unsafe_code)]
@@ -71,39 +72,44 @@ impl Received {
 }
 
 /// How long one call has been under way.
-#[derive(Default)]
 pub(super) struct Age {
-    beats: u32,
+    /// The receiver's beats when it had been sent.
+    since: u64,
     /// One that was sent later has been run: the receiver has counted this one.
     overtaken: bool,
 }
 
+impl Age {
+    /// Of a call that has just been sent, after which the receiver had beaten `beats` times.
+    pub(super) fn new(beats: u64) -> Age {
+        Age { since: beats, overtaken: false }
+    }
+}
+
+/// A call is late after so many beats of its receiver. One would do if it began after the call; the rest is for good measure.
+pub(super) const LATE_BEATS: u64 = 8;
+
 /// Whether calls are being run at all, as their sender sees it.
+#[derive(Default)]
 pub(super) struct Stall {
-    late_beats: u32,
     told: bool,
 }
 
 impl Stall {
-    /// A call is late after `late_beats` of its sender.
-    pub(super) fn new(late_beats: u32) -> Stall {
-        Stall { late_beats, told: false }
-    }
-
-    /// A beat has passed, in which calls have ended or not. `under_way` are those that have not, oldest first, with whether one
-    /// that was sent later has ended.
-    pub(super) fn beat<'a>(
+    /// The sender looks: since it last did, calls have ended or not, and the receiver has beaten `beats` times in all. `under_way`
+    /// are those that have not ended, oldest first, with whether one that was sent later has.
+    pub(super) fn look<'a>(
         &mut self,
         any_ended: bool,
+        beats: u64,
         under_way: impl Iterator<Item = (&'a mut Age, bool)>,
         wrongs: &Wrongs,
     ) {
         self.told &= !any_ended;
         let mut is_late = false;
         for (age, overtaken) in under_way {
-            age.beats = age.beats.saturating_add(1);
             age.overtaken |= overtaken;
-            is_late |= !age.overtaken && age.beats >= self.late_beats;
+            is_late |= !age.overtaken && beats - age.since >= LATE_BEATS;
         }
         if is_late && !self.told {
             self.told = true;
@@ -136,30 +142,29 @@ mod tests {
     #[test]
     fn a_stall_is_told_once_and_again_after_it_has_ended() {
         let wrongs = Wrongs::default();
-        let mut stall = Stall::new(10);
-        let mut ages = [Age::default(), Age::default(), Age::default()];
-        let mut beats = |ages: &mut [Age], nr: u32, ended: bool| {
-            for _ in 0..nr {
-                stall.beat(ended, ages.iter_mut().map(|age| (age, false)), &wrongs);
-            }
+        let mut stall = Stall::default();
+        let mut ages = [Age::new(100), Age::new(100), Age::new(101)];
+        let mut look = |ages: &mut [Age], beats: u64, ended: bool| {
+            stall.look(ended, beats, ages.iter_mut().map(|age| (age, false)), &wrongs);
             wrongs.total()
         };
-        assert_eq!(beats(&mut ages, 9, false), 0);
-        assert_eq!(beats(&mut ages, 1, false), 1);
-        assert_eq!(beats(&mut ages, 100, false), 1, "not for each call, nor each beat");
-        assert_eq!(beats(&mut [], 1, true), 1);
-        assert_eq!(beats(&mut [Age::default()], 10, false), 2);
+        for _ in 0..100 {
+            assert_eq!(look(&mut ages, 99 + LATE_BEATS, false), 0, "the receiver has not beaten");
+        }
+        for beats in 100..200 {
+            assert_eq!(look(&mut ages, beats + LATE_BEATS, false), 1, "not for each call, nor each beat");
+        }
+        assert_eq!(look(&mut [], 300, true), 1);
+        assert_eq!(look(&mut [Age::new(300)], 300 + LATE_BEATS, false), 2);
     }
 
     #[test]
     fn one_that_was_overtaken_is_the_receivers() {
         let wrongs = Wrongs::default();
-        let mut stall = Stall::new(2);
-        let mut age = Age::default();
-        stall.beat(true, [(&mut age, true)].into_iter(), &wrongs);
-        for _ in 0..10 {
-            stall.beat(false, [(&mut age, false)].into_iter(), &wrongs);
-        }
+        let mut stall = Stall::default();
+        let mut age = Age::new(0);
+        stall.look(true, 1, [(&mut age, true)].into_iter(), &wrongs);
+        stall.look(false, 100, [(&mut age, false)].into_iter(), &wrongs);
         assert_eq!(wrongs.total(), 0);
     }
 }
