@@ -5,6 +5,7 @@
 
 use alloc::boxed::Box;
 use core::fmt;
+use core::future::Future;
 
 use spin::Once;
 use xen_sys::abi::io::xs_wire::XenstoreDomainInterface;
@@ -18,6 +19,8 @@ use crate::{console, devices, events, executor, panic, suspend, time, timer};
 
 /// How long a failed exchange with xenstored is let rest before it is tried again.
 const RETRY_NS: u64 = 1_000_000_000;
+/// How long xenstored may take to answer. A toolstack gives up on a guest that takes as long to acknowledge a request.
+const ANSWER_NS: u64 = 60_000_000_000;
 
 static STORE: Once<Store> = Once::new();
 static PAGE: Once<&'static XenstoreDomainInterface> = Once::new();
@@ -81,8 +84,31 @@ pub(crate) fn start(page: &'static XenstoreDomainInterface) {
 /// Writes `facts` under `data/stasis/`. A store that does not take them is named and does not stop anything.
 pub(crate) async fn publish(facts: &[(&str, u64)]) {
     let Some(store) = STORE.get() else { return };
-    if let Err(error) = xenbus::data::publish(store, facts).await {
+    if let Err(error) = answered(xenbus::data::publish(store, facts)).await {
         complain("publish", &error);
+    }
+}
+
+/// Why an exchange with xenstored came to nothing.
+enum Failed {
+    Store(StoreError),
+    NoAnswer,
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failed::Store(error) => error.fmt(f),
+            Failed::NoAnswer => write!(f, "no answer within {} s; is xenstored alive?", ANSWER_NS / 1_000_000_000),
+        }
+    }
+}
+
+/// What xenstored answers, unless a reply is lost: that may not silence this domain for ever.
+async fn answered<T>(exchange: impl Future<Output = Result<T, StoreError>>) -> Result<T, Failed> {
+    match timer::within(ANSWER_NS, exchange).await {
+        Ok(answer) => answer.map_err(Failed::Store),
+        Err(timer::TimeIsUp) => Err(Failed::NoAnswer),
     }
 }
 
@@ -98,18 +124,19 @@ async fn serve(store: &'static Store) {
     }
 }
 
-async fn serve_until_error(store: &'static Store) -> Result<core::convert::Infallible, StoreError> {
-    store.reset_watches().await?;
+async fn serve_until_error(store: &'static Store) -> Result<core::convert::Infallible, Failed> {
+    answered(store.reset_watches()).await?;
     advertise(store).await;
-    let mut watch = store.watch(shutdown::NODE, "shutdown").await?;
+    let mut watch = answered(store.watch(shutdown::NODE, "shutdown")).await?;
     loop {
-        let change = watch.changed().await?;
+        // Takes as long as it takes: nobody has to want anything.
+        let change = watch.changed().await.map_err(Failed::Store)?;
         let seen_ns = time::now_ns();
         if change == Change::Everything {
             // A restored domain starts with fresh nodes.
             advertise(store).await;
         }
-        if let Some(request) = shutdown::take_request(store).await? {
+        if let Some(request) = answered(shutdown::take_request(store)).await? {
             obey(store, request, seen_ns).await;
         }
     }
@@ -117,7 +144,7 @@ async fn serve_until_error(store: &'static Store) -> Result<core::convert::Infal
 
 /// Best effort: `xl` of 4.17 reads none of it, and a request that comes anyhow is served.
 async fn advertise(store: &Store) {
-    if let Err(error) = shutdown::advertise(store).await {
+    if let Err(error) = answered(shutdown::advertise(store)).await {
         complain("control/feature-*", &error);
     }
 }
