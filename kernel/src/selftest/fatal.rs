@@ -25,8 +25,9 @@ pub(super) async fn panic() -> Verdict {
 /// An exception on the last vcpu ends as a panic does.
 pub(super) async fn exception() -> Verdict {
     on_last_cpu(|| {
+        // A bare `ud2` could be shared with another function's trap, and the backtrace would lead there.
         // SAFETY: raises #UD, which does not return.
-        unsafe { asm!("ud2", options(noreturn)) }
+        unsafe { asm!("lea rax, [rip]", "ud2", options(noreturn)) }
     })
     .await
 }
