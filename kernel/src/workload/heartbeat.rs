@@ -4,8 +4,8 @@
 //! - A beat is a timer event that this vcpu has taken; its calls to the next vcpu are IPIs, run in the upcall there. Up to
 //!   [`IN_FLIGHT`] are under way at once, so that their order means something.
 //! - `lost=` is all that `numbers.rs` knows to be wrong. An IPI that is not run is known after a few beats of the vcpu that should have
-//!   run it: two seconds with a thousand vcpus, less with fewer. So whoever wants to know whether a suspend has cost an IPI reads the
-//!   fourth heartbeat after it: two seconds of beats, one of the report's period, and one that may be half over.
+//!   run it: a second with 100 vcpus, two with a thousand. So whoever wants to know whether a suspend has cost an IPI reads one heartbeat
+//!   that may be half over, and one more for each second of that.
 //! - The gap is what a task on the vcpu sees between two beats, suspends included.
 
 use alloc::boxed::Box;

@@ -32,6 +32,9 @@ pub enum LayerName {
     Direct,
     /// The ladder under xl: save, restore, checkpoint, migrate, fail.
     Xl,
+    /// The same ways with Debian's Linux as the guest, only when named: where that fails too, the lab is at fault and not
+    /// our kernel.
+    Lab,
 }
 
 /// Options of the command.
@@ -84,11 +87,11 @@ fn run_layer(layer: LayerName, options: &TestOptions, workspace: &Workspace, ste
         LayerName::Loom => models::loom(steps, workspace),
         LayerName::Miri => models::miri(steps, workspace),
         LayerName::Direct | LayerName::Xl if options.skip_lab => steps.skip(&name, "left out by --skip-lab"),
-        LayerName::Direct => on_xen(steps, &name),
-        LayerName::Xl => {
-            on_xen(steps, &name);
-            the_lab_itself(steps, &name);
+        LayerName::Direct | LayerName::Xl => on_xen(steps, &name),
+        LayerName::Lab if options.only.is_empty() => {
+            steps.skip(&name, "Linux in the lab, which is about the lab: --only lab");
         }
+        LayerName::Lab => the_lab_itself(steps, &name),
     }
 }
 
@@ -103,7 +106,6 @@ fn on_xen(steps: &mut Steps<'_>, layer: &str) {
     steps.run(layer, "guests on Xen", command, Tally::SlowTests);
 }
 
-/// The same ladder with Linux as the guest: where that fails too, the lab is at fault and not our kernel.
 fn the_lab_itself(steps: &mut Steps<'_>, layer: &str) {
     let mut command = cargo::cargo();
     command.args(["test", "--package", "xtask", "--lib", check::LAB_TESTS, "--", "--ignored", "--test-threads", "1"]);

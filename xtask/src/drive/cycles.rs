@@ -54,9 +54,11 @@ impl Kind {
     }
 }
 
-/// Heartbeats to see after a suspend: an event that it has cost is known at the latest in the fourth
-/// (`kernel/src/workload/heartbeat.rs`).
-const HEARTBEATS_AFTER: u32 = 4;
+/// Heartbeats to see after a suspend, so that an event that it has cost is known (`kernel/src/workload/heartbeat.rs`): one that may
+/// be half over, and as many, one a second, as eight beats of a vCPU take. With up to 100 vCPUs these take a second.
+fn heartbeats_after(vcpus: u32) -> u32 {
+    1 + vcpus.div_ceil(100).clamp(1, 3)
+}
 
 /// One suspend that went well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +103,7 @@ pub fn suspend(guest: &mut Guest<'_>, kind: Kind, expect: Expect) -> Result<Susp
     let took = started.elapsed();
     let done = came_back(guest, kind, took)?;
     if expect.heartbeat {
-        guest.wait_heartbeats(HEARTBEATS_AFTER).context("after the suspend")?;
+        guest.wait_heartbeats(heartbeats_after(done.vcpus)).context("after the suspend")?;
         if guest.watch().memory_checks() == checks_before {
             let what = "the self-check of its memory (`stasis: check name=memory result=pass pages=…`)";
             guest.wait_for(what, guest.limits().word, |said| is_memory_check(said).then_some(()))?;

@@ -1,5 +1,5 @@
-//! The lab itself, with Linux as the guest. These boot Xen and take minutes: they are part of `cargo xtask test`'s layer xl
-//! (`--only xl`), which runs what is ignored here.
+//! The lab itself, with Linux as the guest. These boot Xen and take minutes: `cargo xtask test --only lab` runs what is
+//! ignored here.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -120,7 +120,7 @@ impl Linux {
 }
 
 #[test]
-#[ignore = "boots Xen: part of the layer xl"]
+#[ignore = "boots Xen: the layer lab"]
 fn linux_is_saved_restored_checkpointed_and_migrated() {
     let mut linux = Linux::boot("shadow", true);
     assert!(linux.lab.has_log_dirty().expect("xl info works"));
@@ -152,7 +152,7 @@ fn linux_is_saved_restored_checkpointed_and_migrated() {
 }
 
 #[test]
-#[ignore = "boots Xen: part of the layer xl"]
+#[ignore = "boots Xen: the layer lab"]
 fn debians_xen_saves_and_restores_but_has_no_log_dirty() {
     let mut linux = Linux::boot("stock", false);
     assert!(!linux.lab.has_log_dirty().expect("xl info works"));
