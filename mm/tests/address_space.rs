@@ -34,6 +34,7 @@ fn check_shape(shape: &Shape) -> (Xen, Memory) {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "boots once more, through no other unsafe code")]
 fn small_domain() {
     let (xen, memory) = check_shape(&Shape::of(SMALL));
     let free = Pages::of(&xen, &memory);
