@@ -54,7 +54,7 @@ fn garbage() -> impl Strategy<Value = Garbage> {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: if cfg!(miri) { 2 } else { 600 },
+        cases: if cfg!(miri) { 1 } else { 600 },
         failure_persistence: None,
         ..ProptestConfig::default()
     })]

@@ -92,7 +92,7 @@ fn a_commit_that_fails_otherwise_is_an_error() {
 #[test]
 fn dropped_at_any_point_it_is_closed() {
     let mut outcomes = std::collections::BTreeSet::new();
-    for polls in (1..40).step_by(if cfg!(miri) { 6 } else { 1 }) {
+    for polls in (1..40).step_by(if cfg!(miri) { 13 } else { 1 }) {
         let (store, mut fake) = fake::pair(7);
         fake.set("count", b"1");
         fake.chunk = 9;
