@@ -98,7 +98,7 @@ impl Run {
     fn describe(&self, kind: Kind, vcpus: u32, expect: Expect) -> String {
         let times = self.suspends.len();
         let proof = if expect.heartbeat {
-            format!(", no event lost, {} self-checks passed", self.checks)
+            format!(", no event lost, self-checks passed: {}", self.checks)
         } else {
             String::new()
         };
