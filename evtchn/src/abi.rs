@@ -121,22 +121,21 @@ impl Abi {
         boot: &Own,
         life: Incarnation,
     ) -> Result<(), AttachError> {
-        match (self, boot) {
-            (Abi::TwoLevel(page), _) => {
+        match self {
+            Abi::TwoLevel(page) => {
                 if let Some(abi) = two_level(page) {
                     abi.mask_all(quiesced);
                 }
             }
-            (Abi::Fifo(array), Own::Fifo(queues)) => {
+            Abi::Fifo(array) => {
                 array.reset(quiesced);
-                if let Some(block) = queues.introduce(life) {
+                if let Some(block) = boot.introduce(life) {
                     // SAFETY: empty, and the block lives as long as the kernel's `Events`.
                     let told = unsafe { xen.init_control(CpuId::BOOT, xen.place_of(block)) };
                     told.map_err(|errno| AttachError { what: "init_control", errno })?;
                 }
                 array.tell_all(quiesced, xen).map_err(|errno| AttachError { what: "expand_array", errno })?;
             }
-            (Abi::Fifo(_), Own::TwoLevel(_)) => {}
         }
         Ok(())
     }

@@ -2,6 +2,9 @@
 //! test runs with each ABI.
 #![cfg(not(loom))]
 
+#[macro_use]
+mod each_abi;
+
 use std::cell::RefCell;
 use std::sync::{Mutex, PoisonError};
 
@@ -13,17 +16,6 @@ use evtchn::{
 use percpu::{CpuId, Masked};
 use xen_sys::Errno;
 use xen_sys::primitive::sync::atomic::Ordering::Relaxed;
-
-macro_rules! with_each_abi {
-    ($($name:ident),* $(,)?) => {
-        mod two_level {
-            $(#[test] fn $name() { super::$name(evtchn::AbiKind::TwoLevel); })*
-        }
-        mod fifo {
-            $(#[test] fn $name() { super::$name(evtchn::AbiKind::Fifo); })*
-        }
-    };
-}
 
 with_each_abi! {
     virqs_and_ipis_reach_their_cpu,

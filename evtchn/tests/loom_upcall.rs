@@ -6,23 +6,15 @@
 //! Xen is at work, and once more at the end if that flag is set, and only then.
 #![cfg(loom)]
 
+#[macro_use]
+mod each_abi;
+
 use evtchn::hosted::{self, Batch, Channel, Fake, bring_up, cpu, masked, nr};
 use evtchn::{AbiKind, Action, Events, Handlers, Ipi, Virq};
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use loom::thread;
 use percpu::Masked;
-
-macro_rules! with_each_abi {
-    ($($name:ident),* $(,)?) => {
-        mod two_level {
-            $(#[test] fn $name() { super::$name(evtchn::AbiKind::TwoLevel); })*
-        }
-        mod fifo {
-            $(#[test] fn $name() { super::$name(evtchn::AbiKind::Fifo); })*
-        }
-    };
-}
 
 with_each_abi! {
     events_while_the_upcall_runs,

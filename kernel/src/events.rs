@@ -18,8 +18,8 @@ pub(crate) fn init(nr_cpus: usize, abi: AbiKind) {
 }
 
 fn place_of(address: *const ()) -> Place {
-    let offset = u32::try_from(address.addr() % 4096).expect("below the size of a page");
-    Place { mfn: memory::mfn_of(address).get(), offset }
+    let (mfn, offset) = memory::frame_and_offset(address);
+    Place { mfn: mfn.get(), offset }
 }
 
 /// The domain's event channels.

@@ -84,6 +84,15 @@ pub(crate) fn mfn_of<T>(place: *const T) -> Mfn {
     mfn_in_use(pfn.expect("the place is in the image or on the heap"))
 }
 
+/// The machine frame that `place` is in, now, and where in it, in bytes. As [`mfn_of`].
+///
+/// # Panics
+/// As [`mfn_of`].
+pub(crate) fn frame_and_offset<T>(place: *const T) -> (Mfn, u32) {
+    let offset = u32::try_from(place.addr() % 4096).expect("below the size of a page");
+    (mfn_of(place), offset)
+}
+
 /// The machine frame of a page that we use, now.
 ///
 /// # Panics

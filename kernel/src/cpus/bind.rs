@@ -144,9 +144,8 @@ fn check<const N: usize, const M: usize>(
 
 /// Where an area's `vcpu_info` is for Xen, now: machine frame and offset.
 pub(super) fn vcpu_info_place(area: &Area) -> VcpuInfoPlace {
-    let info = &raw const area.vcpu_info;
-    let offset = u32::try_from(info.addr() % 4096).expect("below the size of a page");
-    VcpuInfoPlace { mfn: memory::mfn_of(info).get(), offset }
+    let (mfn, offset) = memory::frame_and_offset(&raw const area.vcpu_info);
+    VcpuInfoPlace { mfn: mfn.get(), offset }
 }
 
 /// What a CPU does by itself when it comes to life, in a new or in the same domain, in the order that [`smp::suspend`] keeps.
