@@ -9,7 +9,7 @@ use std::hint::black_box;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use evtchn::hosted::{self, Channel, Fake};
-use evtchn::{AbiKind, Action, Events, Handlers, Ipi, Upcall, Virq};
+use evtchn::{AbiKind, Action, EndOfEvent, Events, Handlers, Ipi, Upcall, Virq};
 use percpu::{CpuId, Masked};
 use smp::{Inbox, Kind};
 
@@ -29,8 +29,8 @@ fn domain(abi: AbiKind, k: usize) -> (Fake, Events<Fake>, Vec<u32>) {
     hosted::bring_up(&events, &xen).expect("the fake has ports enough");
     let ports = (0..k).map(|n| {
         let nr = xen.allocate(Channel::Device(CpuId::BOOT)).expect("the fake has ports enough");
-        let action: &'static Action = Box::leak(Box::new(Action::new(count, n)));
-        events.bind_device(hosted::nr(nr), CpuId::BOOT, action).expect("a new port can be bound");
+        let action = Action::new(EndOfEvent::AtOnce, n, count);
+        events.bind_device(hosted::nr(nr), CpuId::BOOT, &action).expect("a new port can be bound");
         nr
     });
     let ports = ports.collect();

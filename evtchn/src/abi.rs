@@ -167,6 +167,22 @@ impl Abi {
         }
     }
 
+    /// Makes an event of `nr` wait behind its mask. Where none of this CPU's work is to be seen by who takes it.
+    pub(crate) fn make_pending_masked(&self, nr: PortNr) {
+        match self {
+            Abi::TwoLevel(page) => {
+                if let Some(abi) = two_level(page) {
+                    abi.make_pending_masked(nr);
+                }
+            }
+            Abi::Fifo(array) => {
+                if let Some(word) = array.word(nr) {
+                    word.make_pending_masked();
+                }
+            }
+        }
+    }
+
     /// Unmasks a port of this CPU's.
     pub(crate) fn unmask_own(&self, masked: &Masked, flags: &VcpuInfo, nr: PortNr) -> Unmasked {
         match self {

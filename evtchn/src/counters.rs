@@ -51,6 +51,8 @@ pub(crate) struct Counters {
     pub(crate) by_intent: [Counter; Intent::COUNT],
     pub(crate) devices: Counter,
     pub(crate) unbound: Counter,
+    pub(crate) muted: Counter,
+    pub(crate) forwarded: Counter,
     pub(crate) sent: Counter,
     pub(crate) stale_sends: Counter,
     pub(crate) unbound_sends: Counter,
@@ -67,6 +69,8 @@ impl Counters {
             by_intent: core::array::from_fn(|_| Counter::new()),
             devices: Counter::new(),
             unbound: Counter::new(),
+            muted: Counter::new(),
+            forwarded: Counter::new(),
             sent: Counter::new(),
             stale_sends: Counter::new(),
             unbound_sends: Counter::new(),
@@ -92,6 +96,8 @@ impl Counters {
             ipis,
             devices: self.devices.get(),
             unbound: self.unbound.get(),
+            muted: self.muted.get(),
+            forwarded: self.forwarded.get(),
             sent: self.sent.get(),
             stale_sends: self.stale_sends.get(),
             unbound_sends: self.unbound_sends.get(),
@@ -119,6 +125,10 @@ pub struct CpuCounts {
     pub devices: u64,
     /// Events on ports that had just been unbound.
     pub unbound: u64,
+    /// Times a port was muted until the executor's next turn, for firing too often.
+    pub muted: u64,
+    /// Events on ports that have moved to another CPU, which was told anew.
+    pub forwarded: u64,
     /// Sends, device ports and ipis, that Xen took.
     pub sent: u64,
     /// Sends on a port of an earlier life: not done.

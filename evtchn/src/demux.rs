@@ -1,7 +1,8 @@
 //! The upcall: from a pending event to its handler. Runs on the CPU that Xen interrupted, with upcalls masked.
 //!
 //! No lock, no allocation, and no line is written that another CPU writes, but for the PENDING bits of the 2-level
-//! ABI (its file lists every line). Progress: wait-free for each event; the whole returns once nothing is pending.
+//! ABI (its file lists every line). Progress: wait-free for each event; the whole returns once nothing is pending, which
+//! no port can put off for long (`storm.rs`).
 #![forbid(unsafe_code)]
 
 use percpu::Masked;
@@ -9,6 +10,7 @@ use xen_sys::abi::xen::VcpuInfo;
 
 use crate::events::{CpuEvents, Events};
 use crate::hypervisor::Hypervisor;
+use crate::passage::Inside;
 use crate::port::PortNr;
 
 /// What an upcall came to.
@@ -44,7 +46,9 @@ impl<H: Hypervisor> Events<H> {
             cpu.counters.not_ready.bump_masked(masked);
             return Upcall::NotReady;
         }
-        let taken = self.abi.take_pending(masked, flags, &cpu.own, |nr| self.dispatch(masked, cpu, nr));
+        let inside = cpu.passage.enter(masked);
+        let taken = self.abi.take_pending(masked, flags, &cpu.own, |nr| self.dispatch(masked, cpu, &inside, nr));
+        drop(inside);
         let Some(taken) = taken else { return Upcall::Detached };
         cpu.counters.passes.add_masked(masked, taken.passes);
         if taken.events == 0 {
@@ -54,18 +58,22 @@ impl<H: Hypervisor> Events<H> {
         Upcall::Handled(taken.events)
     }
 
-    fn dispatch(&self, masked: &Masked, cpu: &CpuEvents, nr: PortNr) {
+    fn dispatch(&self, masked: &Masked, cpu: &CpuEvents, inside: &Inside<'_>, nr: PortNr) {
         if let Some(intent) = cpu.table.intent_of(nr) {
             cpu.counters.by_intent[intent.index()].bump_masked(masked);
             if let Some(handler) = self.handlers.get(intent) {
                 handler(masked);
             }
-        } else if let Some(action) = self.devices.lookup(nr) {
+        } else if let Some(found) = self.devices.lookup(nr, inside) {
+            if found.action.cpu_racy() != Some(cpu.id) {
+                cpu.counters.forwarded.bump_masked(masked);
+                return self.forward(nr);
+            }
             cpu.counters.devices.bump_masked(masked);
-            action.run(masked);
+            self.throttle(masked, cpu, nr, found);
+            found.action.run(masked);
         } else {
-            // Being unbound on another CPU right now, which masked it first (EV1). Masking it here as well would be
-            // wrong: it could be bound anew by the time we get to it, and would stay mute.
+            // Being unbound, which masks it (EV1).
             cpu.counters.unbound.bump_masked(masked);
         }
     }

@@ -1,17 +1,48 @@
 //! Device ports: numbers that a peer or the toolstack gave, bound to an [`Action`] on a CPU of choice.
 //!
 //! After a restore all of them are gone; their owners bind the new numbers with the same actions. Context: task, on any
-//! CPU. Lock-free, and a few hypercalls: binding is rare.
+//! CPU. Lock-free, and a few hypercalls: binding is rare. Moving a port to another CPU has a file of its own (`moving.rs`).
 #![forbid(unsafe_code)]
 
-use percpu::CpuId;
-use xen_sys::Errno;
+use alloc::sync::Arc;
 
+use percpu::CpuId;
+
+use crate::action::Action;
 use crate::error::DeviceError;
 use crate::events::Events;
 use crate::hypervisor::Hypervisor;
+use crate::passage::Grace;
 use crate::port::{Port, PortNr};
-use crate::port_table::{Action, Occupied};
+
+/// An action on its port. One for each, so what is done to it is done by one task at a time.
+///
+/// Dropping it leaves the action bound, for as long as this life of the domain lasts.
+#[derive(Debug)]
+pub struct Binding {
+    pub(crate) action: Arc<Action>,
+    pub(crate) port: Port,
+    pub(crate) cpu: CpuId,
+    /// Other CPUs look at its port too.
+    pub(crate) was_moved: bool,
+}
+
+impl Binding {
+    /// What runs.
+    pub fn action(&self) -> &Arc<Action> {
+        &self.action
+    }
+
+    /// The port, to be sent on.
+    pub fn port(&self) -> Port {
+        self.port
+    }
+
+    /// Where it runs.
+    pub fn cpu(&self) -> CpuId {
+        self.cpu
+    }
+}
 
 impl<H: Hypervisor> Events<H> {
     /// Binds port `nr` to `action` on `cpu` and unmasks it. An event that came before makes the action run at once;
@@ -22,59 +53,132 @@ impl<H: Hypervisor> Events<H> {
     ///
     /// # Panics
     /// If the domain has no such CPU.
-    pub fn bind_device(&self, nr: PortNr, cpu: CpuId, action: &'static Action) -> Result<Port, DeviceError> {
+    pub fn bind_device(&self, nr: PortNr, cpu: CpuId, action: &Arc<Action>) -> Result<Binding, DeviceError> {
+        self.devices.reap();
         if !self.is_ready(cpu) {
             return Err(DeviceError::CpuNotReady { nr, cpu });
         }
-        let target = self.cpus.on(cpu);
         // vCPU 0 has the global virqs, which Xen would move; what other CPUs have it refuses below. A table that is not
         // ready holds numbers of an earlier life.
         let has_intent = |of| self.is_ready(of) && self.cpus.on(of).table.intent_of(nr).is_some();
         if has_intent(cpu) || has_intent(CpuId::BOOT) {
             return Err(DeviceError::PortTaken { nr });
         }
-        let port = Port { nr, incarnation: self.incarnation() };
         self.reach(nr).map_err(|errno| DeviceError::NoSuchPort { nr, errno })?;
-        match self.devices.bind(port, cpu, action) {
-            None => return Err(DeviceError::NoSuchPort { nr, errno: Errno::ENOSPC }),
-            Some(Err(Occupied::Slot)) => return Err(DeviceError::PortTaken { nr }),
-            Some(Err(Occupied::Action(has))) => return Err(DeviceError::ActionTaken { nr, has }),
-            Some(Ok(())) => {}
+        let port = Port { nr, incarnation: self.incarnation() };
+        action.port.claim(port).map_err(|has| DeviceError::ActionTaken { nr, has })?;
+        if let Err(error) = self.take_port(nr, cpu) {
+            action.port.release();
+            return Err(error);
         }
+        action.set_cpu(cpu);
+        action.set_muted(false);
+        self.cpus.on(cpu).own.add(nr);
+        self.devices.publish(nr, action.clone());
+        self.unmask_by_xen(nr);
+        Ok(Binding { action: action.clone(), port, cpu, was_moved: false })
+    }
+
+    /// Takes the slot of `nr` and has Xen tell `cpu` of the port, which is masked then, and in no queue.
+    fn take_port(&self, nr: PortNr, cpu: CpuId) -> Result<(), DeviceError> {
+        if !self.devices.take(nr) {
+            return Err(DeviceError::PortTaken { nr });
+        }
+        let routed = self.route(nr, cpu);
+        if routed.is_err() {
+            self.devices.free(nr);
+        }
+        routed
+    }
+
+    fn route(&self, nr: PortNr, cpu: CpuId) -> Result<(), DeviceError> {
         // Xen refuses what cannot be moved: other CPUs' virqs and ipis, ports that do not exist. So nothing of theirs
         // has been touched before.
-        if let Err(errno) = self.xen.bind_vcpu(nr, cpu) {
-            self.devices.unbind(nr);
-            return Err(DeviceError::Route { nr, cpu, errno });
-        }
+        self.xen.bind_vcpu(nr, cpu).map_err(|errno| DeviceError::Route { nr, cpu, errno })?;
         // Masked, whatever it was: only a port that was masked is raised anew by Xen's unmask, on the new CPU.
         self.abi.mask_port(nr);
         // Masked, it is put in no queue any more. If it still is in one, that CPU would run the action.
-        if self.abi.is_linked_racy(nr) {
-            self.devices.unbind(nr);
-            return Err(DeviceError::StillQueued { nr });
-        }
-        target.own.add(nr);
-        // Always by Xen, also for a port of this CPU: this is no path that counts, and needs no masked upcalls.
-        if let Err(errno) = self.xen.unmask(nr) {
-            target.own.remove(nr);
-            self.devices.unbind(nr);
-            return Err(DeviceError::Unmask { nr, errno });
-        }
-        Ok(port)
+        if self.abi.is_linked_racy(nr) { Err(DeviceError::StillQueued { nr }) } else { Ok(()) }
     }
 
-    /// Takes `action` off its port, which stays open, masked. The action may still be running on the CPU that it was
-    /// bound to, if that is not this one, and runs no more once that CPU has left its upcall.
+    /// Always by Xen, also for a port of this CPU: this is no path that counts, and needs no masked upcalls.
+    pub(crate) fn unmask_by_xen(&self, nr: PortNr) {
+        // Xen refuses numbers that lie beyond the ABI, which it has just taken in another call.
+        let _ = self.xen.unmask(nr);
+    }
+
+    /// Takes an action off its port, which stays open, masked, and belongs to nobody once [`Unbinding::is_over`] says so.
+    /// Until then the action may still be running.
     ///
     /// # Errors
-    /// `NotBound`, also after a restore: the port is gone then.
-    pub fn unbind_device(&self, action: &'static Action) -> Result<PortNr, DeviceError> {
-        let (Some(port), Some(cpu)) = (action.port(), action.cpu()) else { return Err(DeviceError::NotBound) };
-        // Masked first: EV1 holds at every moment.
+    /// `NotBound` after a restore: the port is gone.
+    pub fn unbind_device(&self, binding: Binding) -> Result<Unbinding<'_, H>, DeviceError> {
+        let Binding { action, port, cpu, was_moved } = binding;
+        if port.incarnation != self.incarnation() {
+            return Err(DeviceError::NotBound);
+        }
         self.abi.mask_port(port.nr);
-        self.cpus.on(cpu).own.remove(port.nr);
-        self.devices.unbind(port.nr);
-        Ok(port.nr)
+        if was_moved {
+            self.cpus.iter().for_each(|(_, cpu)| cpu.own.remove(port.nr));
+        } else {
+            self.cpus.on(cpu).own.remove(port.nr);
+        }
+        let share = self.devices.retire(port.nr);
+        Ok(Unbinding { events: self, action, port, share, grace: Grace::begin() })
+    }
+}
+
+/// An action that was taken off its port and may still be running.
+///
+/// Dropped before it is over, the action is never freed and its port never bound again in this life of the domain.
+#[must_use = "ask `is_over` until it is: the port cannot be bound before, nor the action freed"]
+pub struct Unbinding<'a, H: Hypervisor> {
+    events: &'a Events<H>,
+    action: Arc<Action>,
+    port: Port,
+    /// The slot's.
+    share: Option<Arc<Action>>,
+    grace: Grace,
+}
+
+impl<H: Hypervisor> Unbinding<'_, H> {
+    /// Whether the action runs no more, on no CPU, and port and action can be bound again. Asked anew, it looks anew.
+    /// Context: task; never within a handler, which it would wait for.
+    ///
+    /// It lasts as long as a CPU that was in an upcall stays in it; with the FIFO ABI also until the port's CPU has taken an
+    /// old event of it off its queue, which it does with its next upcall, which is due.
+    pub fn is_over(&mut self) -> bool {
+        let Self { events, port, .. } = *self;
+        if port.incarnation != events.incarnation() {
+            // Every CPU was parked meanwhile, outside of its sections; the slot was emptied.
+            self.share = None;
+            return true;
+        }
+        if self.share.is_none() {
+            return true;
+        }
+        if !self.grace.is_over(&events.cpus, |cpu| &cpu.passage) {
+            return false;
+        }
+        // Once more: somebody inside may have found it bound, and unmasked it after we had masked it.
+        events.abi.mask_port(port.nr);
+        if events.abi.is_linked_racy(port.nr) {
+            return false;
+        }
+        self.share = None;
+        self.action.port.release();
+        events.devices.free(port.nr);
+        true
+    }
+
+    /// The port that it was bound to.
+    pub fn port(&self) -> Port {
+        self.port
+    }
+}
+
+impl<H: Hypervisor> Drop for Unbinding<'_, H> {
+    fn drop(&mut self) {
+        core::mem::forget(self.share.take());
     }
 }

@@ -9,6 +9,7 @@ use percpu::CpuId;
 use crate::events::Events;
 use crate::hypervisor::Hypervisor;
 use crate::intent::Intent;
+use crate::passage::TaskInside;
 use crate::port::PortNr;
 
 /// What a port is for.
@@ -61,8 +62,10 @@ impl<H: Hypervisor> Events<H> {
     /// If the domain has no such CPU.
     pub fn ports_racy(&self, cpu: CpuId) -> impl Iterator<Item = PortState> {
         let of = self.cpus.on(cpu);
+        let section = TaskInside::enter(|| &self.cpus.mine().passage);
         self.devices.reached().filter_map(move |nr| {
-            let device = || self.devices.lookup(nr).filter(|action| action.cpu() == Some(cpu));
+            let found = self.devices.lookup(nr, &section.inside).map(|found| found.action);
+            let device = || found.filter(|action| action.cpu_racy() == Some(cpu));
             let (kind, count) = match of.table.intent_of(nr) {
                 Some(intent) => (PortKind::Intent(intent), of.counters.by_intent[intent.index()].get()),
                 None => device().map(|action| (PortKind::Device(action.context()), action.count()))?,

@@ -92,7 +92,7 @@ pub enum DeviceError {
         /// Why. `ENOSPC`: beyond the ABI.
         errno: Errno,
     },
-    /// Another action, or an intent of that CPU or of vCPU 0, has the port.
+    /// Another action, or an intent of that CPU or of vCPU 0, has the port; or its last action may still be running.
     PortTaken {
         /// Which.
         nr: PortNr,
@@ -117,7 +117,7 @@ pub enum DeviceError {
         /// Which.
         nr: PortNr,
     },
-    /// The action has no port.
+    /// The binding is of an earlier life of the domain: the port is gone.
     NotBound,
     /// `EVTCHNOP_bind_vcpu` failed.
     Route {
@@ -125,13 +125,6 @@ pub enum DeviceError {
         nr: PortNr,
         /// Where to.
         cpu: CpuId,
-        /// Xen's reason.
-        errno: Errno,
-    },
-    /// `EVTCHNOP_unmask` failed. The port stays masked, and with the CPU that it was to be bound to.
-    Unmask {
-        /// Which.
-        nr: PortNr,
         /// Xen's reason.
         errno: Errno,
     },
@@ -146,9 +139,8 @@ impl fmt::Display for DeviceError {
             DeviceError::ActionTaken { nr, has } => write!(f, "bind port {nr}: the action has port {has}"),
             DeviceError::CpuNotReady { nr, cpu } => write!(f, "bind port {nr}: cpu {cpu} is not ready"),
             DeviceError::StillQueued { nr } => write!(f, "bind port {nr}: an old event still stands in a queue"),
-            DeviceError::NotBound => f.write_str("unbind: the action has no port"),
+            DeviceError::NotBound => f.write_str("the port is one of before the restore"),
             DeviceError::Route { nr, cpu, errno } => write!(f, "route port {nr} to cpu {cpu}: {errno}"),
-            DeviceError::Unmask { nr, errno } => write!(f, "unmask port {nr}: {errno}"),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! [`Events`]: the domain's event channels, and when they begin and end. One for the whole kernel, made at boot.
 //!
-//! Each of its operations has a file: `demux` (the upcall), `rebind` (a CPU's intents), `device` (device ports),
-//! `send`, `dump`.
+//! Each of its operations has a file: `demux` (the upcall), `rebind` (a CPU's intents), `device` and `moving` (device
+//! ports), `storm` (ports that fire too often), `send`, `dump`.
 //!
 //! | field | written by | when | suspend |
 //! |---|---|---|---|
@@ -9,7 +9,8 @@
 //! | incarnation, the page's address | vCPU 0 | boot, suspend, resume; all others parked | *rebuilt* |
 //! | a CPU's table | that CPU | bring-up, resume; upcalls masked | *rebuilt* by that CPU |
 //! | a CPU's own ports | that CPU; who binds a device port to it | the same; any time | *rebuilt* by that CPU |
-//! | the port table | who binds a device port | any time | *cleared* by vCPU 0 |
+//! | the port table | who binds, moves or unbinds a device port | any time | *cleared* by vCPU 0 |
+//! | a CPU's passage and turns | that CPU | upcalls; turns of its executor | *kept* |
 //! | a CPU's counters | that CPU | any time | *kept* |
 //!
 //! - EV1: a port that is neither an intent's nor a device's is masked: all are when a life begins, and unbinding masks
@@ -28,8 +29,10 @@ use crate::counters::{Counters, CpuCounts};
 use crate::error::AttachError;
 use crate::handlers::Handlers;
 use crate::hypervisor::Hypervisor;
+use crate::passage::Passage;
 use crate::port::{Incarnation, PortNr};
 use crate::port_table::PortTable;
+use crate::storm::Turns;
 use crate::table::CpuTable;
 
 /// What the page that is attached says of the ports bound before.
@@ -43,9 +46,12 @@ pub enum Ports {
 
 /// What belongs to one CPU, in lines of its own; what others read is kept apart from what it counts.
 pub(crate) struct CpuEvents {
+    pub(crate) id: CpuId,
     pub(crate) table: CachePadded<CpuTable>,
     pub(crate) own: CachePadded<Own>,
     pub(crate) counters: CachePadded<Counters>,
+    pub(crate) passage: CachePadded<Passage>,
+    pub(crate) turns: CachePadded<Turns>,
 }
 
 /// See the head of this file.
@@ -65,10 +71,13 @@ impl<H: Hypervisor> Events<H> {
     pub fn new(nr_cpus: usize, kind: AbiKind, handlers: Handlers, xen: H) -> Events<H> {
         let abi = Abi::new(kind);
         let devices = PortTable::new(abi.capacity());
-        let cpus = PerCpu::new(nr_cpus, |_| CpuEvents {
+        let cpus = PerCpu::new(nr_cpus, |id| CpuEvents {
+            id,
             table: CachePadded::new(CpuTable::new()),
             own: CachePadded::new(abi.own()),
             counters: CachePadded::new(Counters::new()),
+            passage: CachePadded::new(Passage::new()),
+            turns: CachePadded::new(Turns::new()),
         });
         Events {
             xen,

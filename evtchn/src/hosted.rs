@@ -11,10 +11,12 @@ use core::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use percpu::{CpuId, Masked, Quiesced};
+use xen_sys::abi::event_channel::EVTCHN_FIFO_PRIORITY_MIN;
 use xen_sys::abi::xen::{SharedInfo, VIRQ_CONSOLE, VcpuInfo};
 use xen_sys::errno::Errno;
 use xen_sys::primitive::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
 use xen_sys::primitive::sync::atomic::fence;
+use xen_sys::primitive::thread;
 
 mod fifo;
 
@@ -22,8 +24,11 @@ use fifo::XenFifo;
 
 use crate::abi::Abi;
 use crate::hypervisor::Place;
+use crate::passage::TaskInside;
 use crate::two_level;
-use crate::{AbiKind, Action, Answers, BindError, Binds, Events, Handlers, Hypervisor, PortNr, Ports, Virq};
+use crate::{
+    AbiKind, Action, Answers, BindError, Binding, Binds, DeviceError, Events, Handlers, Hypervisor, PortNr, Ports, Virq,
+};
 
 /// What a port is, in Xen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -147,6 +152,8 @@ impl Fake {
     }
 
     /// An event on `port`, delivered to the vcpu that it is bound to. Returns whether Xen kicked that vcpu.
+    ///
+    /// As in Xen, who that is is looked up first, under no lock that `bind_vcpu` takes: it may be the one before.
     pub fn raise(&self, port: u32) -> bool {
         let Some(cpu) = self.channel(port).cpu() else { return false };
         if self.0.fifo.is_on() {
@@ -207,9 +214,9 @@ impl Fake {
         self.0.shared.evtchn_mask[port as usize / 64].load(Relaxed) & 1 << (port % 64) != 0
     }
 
-    /// Sets a port's priority; only the FIFO ABI has any.
-    pub fn set_priority(&self, port: u32, priority: usize) {
-        self.0.fifo.set_priority(port, priority);
+    /// A port's priority; only the FIFO ABI has any.
+    pub fn priority(&self, port: u32) -> usize {
+        self.0.fifo.priority(port)
     }
 
     /// Sets BUSY, or clears it, as Xen does while it links; returns whether the port was masked just then.
@@ -277,6 +284,17 @@ impl Hypervisor for Fake {
             Some(Channel::Virq(virq, at)) if !virq.is_per_vcpu() => *at = cpu,
             _ => return Err(Errno::EINVAL),
         }
+        Ok(())
+    }
+
+    fn set_priority(&self, port: PortNr, priority: u32) -> Result<(), Errno> {
+        if !self.0.fifo.is_on() {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        if priority > EVTCHN_FIFO_PRIORITY_MIN || self.channel(port.get()) == Channel::Free {
+            return Err(Errno::EINVAL);
+        }
+        self.0.fifo.set_priority(port.get(), priority as usize);
         Ok(())
     }
 
@@ -380,9 +398,34 @@ pub fn attach(events: &Events<Fake>, xen: &Fake, ports: Ports) {
     unsafe { events.attach(&quiesced(), NonNull::from(&xen.0.shared), ports) }.expect("the fake knows both ABIs");
 }
 
-/// The action of port `nr`, if it is a device's.
-pub fn device_of_racy(events: &Events<Fake>, nr: PortNr) -> Option<&'static Action> {
-    events.devices.lookup(nr)
+/// What `look` says of the action of port `nr`, if it is a device's.
+pub fn with_device<T>(events: &Events<Fake>, nr: PortNr, look: impl FnOnce(&Action) -> T) -> Option<T> {
+    let section = TaskInside::enter(|| &events.cpus.mine().passage);
+    events.devices.lookup(nr, &section.inside).map(|found| look(found.action))
+}
+
+/// Unbinds, and waits for the end of it.
+///
+/// # Errors
+/// As `unbind_device`.
+pub fn unbind(events: &Events<Fake>, binding: Binding) -> Result<PortNr, DeviceError> {
+    let mut unbinding = events.unbind_device(binding)?;
+    while !unbinding.is_over() {
+        thread::yield_now();
+    }
+    Ok(unbinding.port().nr)
+}
+
+/// Moves, and waits for the end of it.
+///
+/// # Errors
+/// As `move_device`, and the move itself.
+pub fn move_to(events: &Events<Fake>, binding: &mut Binding, cpu: CpuId) -> Result<(), DeviceError> {
+    let mut moving = events.move_device(binding, cpu)?;
+    while !moving.is_over()? {
+        thread::yield_now();
+    }
+    Ok(())
 }
 
 /// Binds the intents of the CPU that the thread plays.

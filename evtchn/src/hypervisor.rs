@@ -55,6 +55,11 @@ pub trait Hypervisor {
     /// # Errors
     /// Xen's.
     fn bind_vcpu(&self, port: PortNr, cpu: CpuId) -> Result<(), Errno>;
+    /// `EVTCHNOP_set_priority`: later events of the port go to that queue, 0 the first. FIFO ABI only.
+    ///
+    /// # Errors
+    /// Xen's.
+    fn set_priority(&self, port: PortNr, priority: u32) -> Result<(), Errno>;
     /// `EVTCHNOP_close`: the port is free again, and so is not pending.
     ///
     /// # Errors
@@ -128,6 +133,10 @@ impl Hypervisor for Xen {
 
     fn bind_vcpu(&self, port: PortNr, cpu: CpuId) -> Result<(), Errno> {
         hypercall::evtchn::bind_vcpu(port.get(), cpu.vcpu())
+    }
+
+    fn set_priority(&self, port: PortNr, priority: u32) -> Result<(), Errno> {
+        hypercall::evtchn::set_priority(port.get(), priority)
     }
 
     fn close(&self, port: PortNr) -> Result<(), Errno> {

@@ -6,7 +6,9 @@
 //!
 //! - A CPU's virqs and ipis are *intents* ([`Intent`], `handlers.rs`). Ports follow from them, at bring-up and in every
 //!   new life of the domain (`rebind.rs`), and stand in the CPU's own table (`table.rs`).
-//! - Device ports stand in one table for all CPUs (`port_table.rs`, `device.rs`).
+//! - Device ports stand in one table for all CPUs (`port_table.rs`, `device.rs`), with what runs for them (`action.rs`). They
+//!   move between CPUs while they fire (`moving.rs`), and no one of them can take a CPU for itself (`storm.rs`).
+//! - What is unbound is freed, and its port bound anew, once no upcall can still be using it (`passage.rs`).
 //! - The ABIs: which bits mean what, and in which order they are touched, is in `two_level.rs` and in `fifo/`; `abi.rs`
 //!   knows which of them is in use.
 //! - Tables with an entry for each port grow by pieces (`chunks.rs`).
@@ -20,6 +22,7 @@ extern crate alloc;
 extern crate std;
 
 mod abi;
+mod action;
 mod chunks;
 mod counters;
 mod demux;
@@ -34,24 +37,30 @@ pub mod hosted;
 mod hypervisor;
 mod intent;
 mod lasting;
+mod moving;
 mod mute;
+mod passage;
 mod port;
 mod port_table;
 mod rebind;
 mod send;
 mod shared_page;
+mod storm;
 mod table;
 mod two_level;
 
 pub use abi::AbiKind;
+pub use action::{Action, EndOfEvent};
 pub use counters::CpuCounts;
 pub use demux::Upcall;
+pub use device::{Binding, Unbinding};
 pub use dump::{PortKind, PortState};
 pub use error::{AttachError, BindError, DeviceError, SendOutcome};
 pub use events::{Events, Ports};
 pub use handlers::{Handler, Handlers};
 pub use hypervisor::{Answers, Binds, Hypervisor, Place, Xen};
 pub use intent::{Intent, Ipi, Virq};
+pub use moving::Moving;
 pub use port::{Incarnation, Port, PortNr};
-pub use port_table::{Action, ActionHandler};
 pub use rebind::Plan;
+pub use storm::{BURST, end_delay_ns};

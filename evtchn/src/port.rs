@@ -128,6 +128,12 @@ impl AtomicPort {
         self.0.store(Port::pack(port), order);
     }
 
+    /// No port any more. Whoever claims the word next publishes it by a slot.
+    pub(crate) fn release(&self) {
+        // ORDERING: Relaxed, this word orders nothing.
+        self.0.store(0, Ordering::Relaxed);
+    }
+
     /// Stores `port` where there was none; otherwise says which there is. Relaxed: whoever needs more publishes
     /// with another word.
     pub(crate) fn claim(&self, port: Port) -> Result<(), Port> {

@@ -1,117 +1,69 @@
 //! [`PortTable`]: from a device's port to its [`Action`]. One slot for each port, each slot one word, in pieces that come
 //! as ports are bound.
 //!
-//! Written by whoever binds or unbinds, in task context on any CPU; read in the upcall of the CPU that owns the port.
-//! Wait-free for the reader, lock-free for writers. Suspend: *cleared* when a new life of the domain is attached.
+//! Written by whoever binds, moves or unbinds, in task context on any CPU; read in the upcall of the CPU that owns the
+//! port. Wait-free for the reader, lock-free for writers. Suspend: *cleared* when a new life of the domain is attached.
 //!
-//! Handler and context travel behind the one pointer. Two words stored in a careful order were turned down: a reader
-//! can come between them, on the way in and on the way out.
+//! | word of a slot | meaning | who may change it |
+//! |---|---|---|
+//! | null | free | who binds: to TAKEN |
+//! | TAKEN | being bound or unbound: nothing is found here, and nobody else may bind | who put it there |
+//! | action | bound; the slot has a share of the action | the binding's owner |
+//! | action, MOVING | bound, and about to be bound to another CPU: masks are its mover's | the binding's owner |
+//!
+//! Turned down: two words stored in a careful order. A reader can come between them, on the way in and on the way out.
 
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use core::ptr::{self, NonNull};
 
-use percpu::{CpuId, Masked, Quiesced};
-use xen_sys::primitive::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use percpu::Quiesced;
+use xen_sys::primitive::sync::atomic::{AtomicPtr, Ordering};
 
+use crate::action::Action;
 use crate::chunks::{self, Chunks};
-use crate::counters::Counter;
-use crate::port::{AtomicPort, Port, PortNr};
+use crate::passage::Inside;
+use crate::port::PortNr;
 
-/// What runs for a device port. It is for one port at a time, and keeps that port for whoever needs to send on it.
+const TAKEN: usize = 1;
+const MOVING: usize = 2;
+const TAGS: usize = TAKEN | MOVING;
+const _: () = assert!(align_of::<Action>() > TAGS, "tags stand in the low bits");
+
+/// One port's entry in the [`PortTable`]. The encoding is at the head of the file.
 ///
-/// Actions live for ever today. Devices come and go rarely and there are few of them; freeing an action needs every
-/// online vcpu to pass a quiescent point first, and comes with hot-plugged devices.
-pub struct Action {
-    handler: ActionHandler,
-    context: usize,
-    port: AtomicPort,
-    cpu: AtomicU32,
-    count: Counter,
-}
-
-/// Runs in the upcall, on the CPU that the port is bound to. It may not block.
-pub type ActionHandler = fn(&Masked, &Action);
-
-impl Action {
-    /// An action that runs `handler`, which finds `context` in it. The context is a number and not a pointer: an
-    /// index into a table of the owner's, or nothing.
-    #[cfg(not(loom))]
-    pub const fn new(handler: ActionHandler, context: usize) -> Action {
-        Action { handler, context, port: AtomicPort::none(), cpu: AtomicU32::new(0), count: Counter::new() }
-    }
-
-    /// An action that runs `handler`, which finds `context` in it.
-    #[cfg(loom)]
-    pub fn new(handler: ActionHandler, context: usize) -> Action {
-        Action { handler, context, port: AtomicPort::none(), cpu: AtomicU32::new(0), count: Counter::new() }
-    }
-
-    /// The number given to [`Action::new`].
-    pub fn context(&self) -> usize {
-        self.context
-    }
-
-    /// The port that it is bound to; `None` also after a restore, until it is bound again, and in a handler that was
-    /// overtaken by an unbind on another CPU.
-    ///
-    /// Context: any, on any CPU. It is there to be handed to [`Events::send`](crate::Events::send). Who gets `None` has
-    /// told the peer nothing; so whoever binds the action looks afterwards for what was left untold, in an order with
-    /// the others that a lock or the like gives it: this word gives none.
-    pub fn port(&self) -> Option<Port> {
-        // ORDERING: Relaxed. In a handler the slot's Acquire has shown it; elsewhere it may be stale, and a send on a
-        // port of an earlier life does nothing.
-        self.port.load(Ordering::Relaxed)
-    }
-
-    /// Events handled since boot.
-    pub fn count(&self) -> u64 {
-        self.count.get()
-    }
-
-    pub(crate) fn run(&self, masked: &Masked) {
-        // Another CPU may still be in the handler if the action was bound anew just now.
-        self.count.bump();
-        (self.handler)(masked, self);
-    }
-
-    /// The CPU that its port was bound to last.
-    pub(crate) fn cpu(&self) -> Option<CpuId> {
-        // ORDERING: Relaxed. Only who binds or unbinds the action asks, and its owner does that from one task.
-        CpuId::from_vcpu(self.cpu.load(Ordering::Relaxed))
-    }
-}
-
-/// One port's entry in the [`PortTable`].
-///
-/// - PT1: `action` is null, or points to an [`Action`] fully initialised, with its port entered, before it was stored.
-/// - PT2: that `Action` is `'static`, so it is never freed.
+/// - PT1: an action in it was fully initialised, with its port entered, before it was stored, and the slot has a share of
+///   it, which came from `Arc::into_raw`.
+/// - PT2: that share is given back only after a grace period that began when it had been taken out; or with all other
+///   CPUs parked, outside of their sections, and this one in none.
 struct PortSlot {
-    action: AtomicPtr<Action>,
+    word: AtomicPtr<Action>,
 }
 
-/// Why an action did not get into its slot.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Occupied {
-    /// The slot has another action.
-    Slot,
-    /// The action has this port.
-    Action(Port),
+/// An action as it stands in its slot.
+#[derive(Clone, Copy)]
+pub(crate) struct Found<'a> {
+    pub(crate) action: &'a Action,
+    /// Its masks are its mover's.
+    pub(crate) moving: bool,
 }
 
 /// See the head of this file.
 pub(crate) struct PortTable {
     pieces: Chunks<[PortSlot; chunks::PORTS]>,
+    /// Shares that came out of slots while nothing could be freed, linked by [`Action::next`].
+    retired: AtomicPtr<Action>,
 }
 
 impl PortTable {
     /// For ports below `capacity`, with no slot yet.
     pub(crate) fn new(capacity: usize) -> PortTable {
-        PortTable { pieces: Chunks::new(capacity) }
+        PortTable { pieces: Chunks::new(capacity), retired: AtomicPtr::new(ptr::null_mut()) }
     }
 
     /// Makes sure that there is a slot for `nr`. `None` beyond the capacity.
     pub(crate) fn reach(&self, nr: PortNr) -> Option<()> {
-        let empty = || Box::new(core::array::from_fn(|_| PortSlot { action: AtomicPtr::new(ptr::null_mut()) }));
+        let empty = || Box::new(core::array::from_fn(|_| PortSlot { word: AtomicPtr::new(ptr::null_mut()) }));
         self.pieces.put(nr.index() / chunks::PORTS, empty).map(drop)
     }
 
@@ -127,54 +79,114 @@ impl PortTable {
         ports.filter_map(|port| PortNr::new(u32::try_from(port).ok()?))
     }
 
-    /// Puts `action`, to run on `cpu`, into the slot of `port`. `None` if there is no such slot.
-    pub(crate) fn bind(&self, port: Port, cpu: CpuId, action: &'static Action) -> Option<Result<(), Occupied>> {
-        let slot = self.slot(port.nr)?;
-        if let Err(has) = action.port.claim(port) {
-            return Some(Err(Occupied::Action(has)));
-        }
-        // ORDERING: Relaxed, carried by the slot.
-        action.cpu.store(cpu.vcpu(), Ordering::Relaxed);
-        let pointer = ptr::from_ref(action).cast_mut();
-        // ORDERING: Release, pairs with the Acquire in `lookup` (PT1). Relaxed on failure: nothing is read through it.
-        // Weakening fails in evtchn/tests/loom_port_table.rs.
-        let stored = slot.action.compare_exchange(ptr::null_mut(), pointer, Ordering::Release, Ordering::Relaxed);
-        Some(stored.map(|_| ()).map_err(|_| {
-            // ORDERING: Relaxed, it was nobody else's in between.
-            action.port.store(None, Ordering::Relaxed);
-            Occupied::Slot
-        }))
+    /// Takes the free slot of `nr`, so that the port can be made ready. Whether it was free.
+    pub(crate) fn take(&self, nr: PortNr) -> bool {
+        // ORDERING: Acquire, pairs with the Release in `free`: what was done to the port before comes before what is now.
+        //   Relaxed on failure: nothing is done then.
+        // UNTESTED: all that is done to a port is read-modify-writes, which loom keeps in the order in which they run.
+        self.slot(nr).is_some_and(|slot| {
+            let taken = ptr::without_provenance_mut(TAKEN);
+            slot.word.compare_exchange(ptr::null_mut(), taken, Ordering::Acquire, Ordering::Relaxed).is_ok()
+        })
     }
 
-    /// Takes the action of `nr` out of its slot. An upcall that looked it up before may still be running it.
-    pub(crate) fn unbind(&self, nr: PortNr) {
+    /// Gives back a slot that was taken, or the action's share was taken out of.
+    pub(crate) fn free(&self, nr: PortNr) {
+        if let Some(slot) = self.slot(nr) {
+            // ORDERING: Release, pairs with the Acquire in `take`.
+            // UNTESTED: see there.
+            slot.word.store(ptr::null_mut(), Ordering::Release);
+        }
+    }
+
+    /// Puts `action`, with its port entered, into the slot of `nr`, which was taken.
+    pub(crate) fn publish(&self, nr: PortNr, action: Arc<Action>) {
+        if let Some(slot) = self.slot(nr) {
+            // ORDERING: Release, pairs with the Acquire in `lookup` (PT1).
+            // Weakening fails in evtchn/tests/loom_port_table.rs.
+            slot.word.store(Arc::into_raw(action).cast_mut(), Ordering::Release);
+        }
+    }
+
+    /// Takes the action's share out of the slot of `nr`, which stays taken. To be given back as PT2 says.
+    #[must_use = "dropped before a grace period it is freed under a handler"]
+    pub(crate) fn retire(&self, nr: PortNr) -> Option<Arc<Action>> {
+        // ORDERING: Relaxed. The grace period that begins next has a Release that shows this to every CPU; and who has the
+        //   binding has published the share, or was handed the binding by who did.
+        let word = self.slot(nr)?.word.swap(ptr::without_provenance_mut(TAKEN), Ordering::Relaxed);
+        // SAFETY: it came out of a slot just now, so the share is ours (PT1).
+        unsafe { Self::share(word) }
+    }
+
+    /// Says whether the port of `nr`, which is bound, is being moved.
+    pub(crate) fn set_moving(&self, nr: PortNr, moving: bool) {
         let Some(slot) = self.slot(nr) else { return };
-        // ORDERING: Relaxed, the action behind it is not freed (PT2) and orders nothing.
-        let old = slot.action.swap(ptr::null_mut(), Ordering::Relaxed);
-        if let Some(action) = Self::action(old) {
-            // ORDERING: Relaxed. Whoever claims the word next publishes it by its slot.
-            action.port.store(None, Ordering::Relaxed);
-        }
+        // ORDERING: Relaxed: nobody else changes a word that is bound but its owner.
+        let word = slot.word.load(Ordering::Relaxed);
+        let tag = if moving { MOVING } else { 0 };
+        // ORDERING: Release, pairs with the Acquire in `lookup`: who finds the action without MOVING finds its new CPU in it;
+        //   also keeps PT1 for who reads this word instead of `publish`'s.
+        // Weakening fails in evtchn/tests/loom_move.rs.
+        slot.word.store(word.map_addr(|address| address & !MOVING | tag), Ordering::Release);
     }
 
-    /// The action of `nr`.
-    pub(crate) fn lookup(&self, nr: PortNr) -> Option<&'static Action> {
-        // ORDERING: Acquire, pairs with the Release in `bind` (PT1).
+    /// The action of `nr`, alive as long as this CPU is `inside`.
+    pub(crate) fn lookup<'a>(&'a self, nr: PortNr, _inside: &'a Inside<'_>) -> Option<Found<'a>> {
+        // ORDERING: Acquire, pairs with the Release in `publish` (PT1) and in `set_moving`.
         // Weakening fails in evtchn/tests/loom_port_table.rs.
-        Self::action(self.slot(nr)?.action.load(Ordering::Acquire))
+        let word = self.slot(nr)?.word.load(Ordering::Acquire);
+        let action = NonNull::new(word.map_addr(|address| address & !TAGS))?;
+        // SAFETY: it comes out of a slot, so it points to an initialised action of which the slot has, or had, a share
+        //   (PT1). That is not given back before this CPU has left the section that `_inside` is of (PT2), and the
+        //   borrow ends before that. What changes in an action is atomic.
+        let action = unsafe { action.as_ref() };
+        Some(Found { action, moving: word.addr() & MOVING != 0 })
     }
 
-    /// Empties every slot: the ports are those of an earlier life.
+    /// Empties every slot: the ports are those of an earlier life. Frees nothing: see [`PortTable::reap`].
     pub(crate) fn clear(&self, _quiesced: &Quiesced) {
         for nr in self.reached() {
-            self.unbind(nr);
+            let Some(slot) = self.slot(nr) else { continue };
+            // ORDERING: Relaxed all. All other CPUs are parked; their release shows them this.
+            let word = slot.word.swap(ptr::null_mut(), Ordering::Relaxed);
+            // SAFETY: it came out of a slot just now, so the share is ours (PT1).
+            let Some(action) = (unsafe { Self::share(word) }) else { continue };
+            action.port.release();
+            action.next.store(self.retired.load(Ordering::Relaxed), Ordering::Relaxed);
+            self.retired.store(Arc::into_raw(action).cast_mut(), Ordering::Relaxed);
         }
     }
 
-    fn action(pointer: *mut Action) -> Option<&'static Action> {
-        let pointer = NonNull::new(pointer)?;
-        // SAFETY: it comes out of a slot, so it points to an initialised action (PT1) that lives for ever (PT2).
-        // Only shared borrows of it exist, and what changes in it is atomic.
-        Some(unsafe { pointer.as_ref() })
+    /// Frees what [`PortTable::clear`] has taken out. Context: task, where memory may be freed.
+    pub(crate) fn reap(&self) {
+        // ORDERING: Relaxed: `clear` wrote the list while all others were parked, and their release showed them.
+        let mut next = self.retired.swap(ptr::null_mut(), Ordering::Relaxed);
+        while !next.is_null() {
+            // SAFETY: the list holds shares, from `Arc::into_raw` in `clear`, and was taken whole by the swap. No CPU was in a
+            //   section when they came out of their slots, so none has found them (PT2).
+            let action = unsafe { Arc::from_raw(next) };
+            // ORDERING: Relaxed, as above.
+            next = action.next.load(Ordering::Relaxed);
+        }
+    }
+
+    /// The share of a word, if it has one.
+    ///
+    /// # Safety
+    /// The word was taken out of a slot, by an operation that put another in its place.
+    unsafe fn share(word: *mut Action) -> Option<Arc<Action>> {
+        let action = NonNull::new(word.map_addr(|address| address & !TAGS))?;
+        // SAFETY: from `Arc::into_raw` (PT1), and no longer in the slot, says the caller.
+        Some(unsafe { Arc::from_raw(action.as_ptr()) })
+    }
+}
+
+impl Drop for PortTable {
+    fn drop(&mut self) {
+        for nr in self.reached() {
+            // Nobody else has the table, so nobody is inside.
+            drop(self.retire(nr));
+        }
+        self.reap();
     }
 }

@@ -9,8 +9,11 @@
 
 use arrayvec::ArrayVec;
 use percpu::{CpuId, Masked, current};
+use xen_sys::Errno;
+use xen_sys::abi::event_channel::EVTCHN_FIFO_PRIORITY_MAX;
 use xen_sys::abi::xen::VcpuInfo;
 
+use crate::abi::AbiKind;
 use crate::error::BindError;
 use crate::events::Events;
 use crate::hypervisor::{Answers, Binds, Hypervisor};
@@ -113,6 +116,11 @@ impl<H: Hypervisor> Events<H> {
                 failed = Some(BindError::Fifo { cpu, what: "expand_array", errno });
             }
         }
+        for (intent, nr) in &bound {
+            if let (None, Err(errno)) = (failed, self.prefer(*intent, *nr)) {
+                failed = Some(BindError::Fifo { cpu, what: "set_priority", errno });
+            }
+        }
         if let Some(error) = failed {
             for (_, nr) in bound {
                 // A port that cannot be closed is lost until the domain ends; the first error is the one to report.
@@ -130,5 +138,14 @@ impl<H: Hypervisor> Events<H> {
             self.unmask_own_nr(masked, flags, *nr);
         }
         Ok(())
+    }
+
+    /// With the FIFO ABI, IPIs come before all else: what waits on them waits for other CPUs too, most of all a rendezvous. One
+    /// hypercall; the batch could not carry it, since the port is one of its answers.
+    fn prefer(&self, intent: Intent, nr: PortNr) -> Result<(), Errno> {
+        match (self.abi.kind(), intent) {
+            (AbiKind::Fifo, Intent::Ipi(_)) => self.xen.set_priority(nr, EVTCHN_FIFO_PRIORITY_MAX),
+            _ => Ok(()),
+        }
     }
 }

@@ -57,7 +57,7 @@ impl Place {
     }
 }
 
-/// The ports that a CPU owns, and whose turn it is.
+/// The ports that a CPU owns, or has owned and may still be told of (`moving.rs`), and whose turn it is.
 ///
 /// Bits are written by the CPU itself when it binds its intents, and by any CPU that binds a device port here; read in
 /// the CPU's own upcall. Suspend: *rebuilt*.
@@ -135,6 +135,16 @@ impl<'a> TwoLevel<'a> {
         if let Some(at) = Place::of(nr) {
             // ORDERING: Relaxed. Stops deliveries to come, orders nothing.
             self.shared.evtchn_mask[at.word].fetch_or(at.bit, Ordering::Relaxed);
+        }
+    }
+
+    /// An event that was taken waits again, behind the mask.
+    pub(crate) fn make_pending_masked(self, nr: PortNr) {
+        if let Some(at) = Place::of(nr) {
+            // ORDERING: Relaxed both: Xen's unmask, a hypercall, comes after. What the sender did first goes along: every change
+            //   of the PENDING word is a read-modify-write, so who takes the event next acquires what the sender's released.
+            self.shared.evtchn_mask[at.word].fetch_or(at.bit, Ordering::Relaxed);
+            self.shared.evtchn_pending[at.word].fetch_or(at.bit, Ordering::Relaxed);
         }
     }
 
@@ -230,7 +240,11 @@ impl<'a> TwoLevel<'a> {
                 // ORDERING: Acquire, pairs with Xen setting PENDING: if the sender found it set already, this is the
                 // only operation that orders its work before our handler.
                 // Weakening fails in evtchn/tests/loom_upcall.rs.
-                self.shared.evtchn_pending[word].fetch_and(!(1 << bit), Ordering::Acquire);
+                let before = self.shared.evtchn_pending[word].fetch_and(!(1 << bit), Ordering::Acquire);
+                if before & (1 << bit) == 0 {
+                    // The port has just been moved, and its new CPU was faster.
+                    continue;
+                }
                 // ORDERING: Relaxed, this CPU's own.
                 own.turn.store(nr.get().wrapping_add(1), Ordering::Relaxed);
                 handle(nr);

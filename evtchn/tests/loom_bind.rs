@@ -2,7 +2,7 @@
 #![cfg(loom)]
 
 use evtchn::hosted::{self, Channel, Fake, bring_up, cpu, masked, nr, quiesced};
-use evtchn::{AbiKind, Action, DeviceError, Handlers, Ports, Upcall, Virq};
+use evtchn::{AbiKind, Action, DeviceError, EndOfEvent, Handlers, Ports, Upcall, Virq};
 use loom::sync::Arc;
 use loom::thread;
 use percpu::Masked;
@@ -36,8 +36,8 @@ fn a_device_bound_to_a_cpu_that_comes_back_stays_bound() {
                 bring_up(&events, &xen).expect("room");
             })
         };
-        let action: &'static Action = Box::leak(Box::new(Action::new(on_device, 0)));
-        let bound = events.bind_device(nr(port), cpu(1), action);
+        let _on = percpu::hosted::enter(cpu(0));
+        let bound = events.bind_device(nr(port), cpu(1), &Action::new(EndOfEvent::AtOnce, 0, on_device));
         target.join().expect("the target does not panic");
         match bound {
             Err(error) => assert_eq!(error, DeviceError::CpuNotReady { nr: nr(port), cpu: cpu(1) }),

@@ -2,7 +2,7 @@
 #![cfg(loom)]
 
 use evtchn::hosted::{self, Channel, Fake, bring_up, cpu, masked, nr};
-use evtchn::{AbiKind, Action, DeviceError, Events, Handlers};
+use evtchn::{AbiKind, Action, DeviceError, EndOfEvent, Events, Handlers};
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use loom::thread;
@@ -16,8 +16,8 @@ fn on_device(_: &Masked, action: &Action) {
     RUNS[action.context()].fetch_add(1, Relaxed);
 }
 
-fn action(context: usize) -> &'static Action {
-    Box::leak(Box::new(Action::new(on_device, context)))
+fn action(context: usize) -> std::sync::Arc<Action> {
+    Action::new(EndOfEvent::AtOnce, context, on_device)
 }
 
 fn model(f: impl Fn() + Send + Sync + 'static) {
@@ -44,12 +44,12 @@ fn an_action_is_published_whole() {
         let reader = {
             let events = events.clone();
             thread::spawn(move || {
-                if let Some(action) = hosted::device_of_racy(&events, nr(port)) {
-                    assert_eq!(action.port().map(|port| port.nr), Some(nr(port)));
-                }
+                let _on = percpu::hosted::enter(cpu(0));
+                let found = hosted::with_device(&events, nr(port), |action| action.port().map(|port| port.nr));
+                assert!(found.is_none_or(|found| found == Some(nr(port))));
             })
         };
-        events.bind_device(nr(port), cpu(0), action(0)).expect("free");
+        events.bind_device(nr(port), cpu(0), &action(0)).expect("free");
         reader.join().expect("the reader found it whole");
     });
 }
@@ -60,10 +60,10 @@ fn one_of_two_binders_wins() {
         let (xen, events, port) = up();
         let actions = [action(0), action(1)];
         let other = {
-            let events = events.clone();
-            thread::spawn(move || events.bind_device(nr(port), cpu(0), actions[1]))
+            let (events, action) = (events.clone(), actions[1].clone());
+            thread::spawn(move || events.bind_device(nr(port), cpu(0), &action).map(drop))
         };
-        let one = events.bind_device(nr(port), cpu(0), actions[0]);
+        let one = events.bind_device(nr(port), cpu(0), &actions[0]).map(drop);
         let other = other.join().expect("no panic");
         let taken = Err(DeviceError::PortTaken { nr: nr(port) });
         let winner = if one.is_ok() { 0 } else { 1 };
@@ -85,7 +85,7 @@ fn unbind_and_bind_anew_under_an_upcall() {
     model(|| {
         let (xen, events, port) = up();
         let actions = [action(0), action(1)];
-        events.bind_device(nr(port), cpu(0), actions[0]).expect("free");
+        let binding = events.bind_device(nr(port), cpu(0), &actions[0]).expect("free");
         xen.raise(port);
         let target = {
             let (xen, events) = (xen.clone(), events.clone());
@@ -94,11 +94,12 @@ fn unbind_and_bind_anew_under_an_upcall() {
                 events.demux(&masked(), xen.flags(cpu(0)));
             })
         };
-        events.unbind_device(actions[0]).expect("bound above");
-        events.bind_device(nr(port), cpu(0), actions[1]).expect("free again");
+        hosted::unbind(&events, binding).expect("bound above");
+        let ran = RUNS[0].load(Relaxed);
+        events.bind_device(nr(port), cpu(0), &actions[1]).expect("free again");
         target.join().expect("no panic");
         let old = RUNS[0].load(Relaxed);
-        assert!(old <= 1);
+        assert!(old <= 1 && old == ran, "the old action ran after it was unbound");
 
         xen.raise(port);
         let _on = percpu::hosted::enter(cpu(0));

@@ -10,7 +10,7 @@
 mod each_abi;
 
 use evtchn::hosted::{self, Batch, Channel, Fake, bring_up, cpu, masked, nr};
-use evtchn::{AbiKind, Action, Events, Handlers, Ipi, Virq};
+use evtchn::{AbiKind, Action, EndOfEvent, Events, Handlers, Ipi, Virq};
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use loom::thread;
@@ -188,7 +188,7 @@ fn event_while_a_device_is_bound_to_another_cpu(abi: AbiKind) {
     model(2, move || {
         let (xen, events) = up(abi, 2);
         let port = xen.allocate(Channel::Device(cpu(0))).expect("room");
-        let action: &'static Action = Box::leak(Box::new(Action::new(on_device, 0)));
+        let action = Action::new(EndOfEvent::AtOnce, 0, on_device);
         let peer = {
             let xen = xen.clone();
             thread::spawn(move || {
@@ -202,7 +202,7 @@ fn event_while_a_device_is_bound_to_another_cpu(abi: AbiKind) {
         };
         {
             let _on = percpu::hosted::enter(cpu(0));
-            events.bind_device(nr(port), cpu(1), action).expect("free");
+            events.bind_device(nr(port), cpu(1), &action).expect("free");
         }
         peer.join().expect("the peer does not panic");
         target.join().expect("the target does not panic");

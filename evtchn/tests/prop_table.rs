@@ -3,10 +3,14 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, PoisonError};
+use std::rc::Rc;
+use std::sync::Arc;
 
 use evtchn::hosted::{self, Channel, Fake, bring_up, cpu, masked, nr, quiesced};
-use evtchn::{AbiKind, Action, DeviceError, Events, Handlers, Intent, Ipi, Port, Ports, SendOutcome, Upcall, Virq};
+use evtchn::{
+    AbiKind, Action, Binding, DeviceError, EndOfEvent, Events, Handlers, Intent, Ipi, Port, Ports, SendOutcome, Upcall,
+    Virq,
+};
 use percpu::Masked;
 use proptest::prelude::*;
 
@@ -43,14 +47,6 @@ fn handlers() -> Handlers {
         .ipi(Ipi::Call, |_| see(CALL))
 }
 
-/// Actions live for ever, so they are kept where a leak check finds them.
-fn action(context: usize) -> &'static Action {
-    static KEPT: Mutex<Vec<&'static Action>> = Mutex::new(Vec::new());
-    let action: &'static Action = Box::leak(Box::new(Action::new(on_device, context)));
-    KEPT.lock().unwrap_or_else(PoisonError::into_inner).push(action);
-    action
-}
-
 #[derive(Clone, Debug)]
 enum Op {
     BringUp(usize),
@@ -61,6 +57,7 @@ enum Op {
     NewDevice,
     Bind(usize, usize, usize),
     Unbind(usize),
+    Move(usize, usize),
     Send(usize),
     Suspend(bool),
 }
@@ -75,6 +72,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => Just(Op::NewDevice),
         4 => (place, cpu, action.clone()).prop_map(|(place, cpu, action)| Op::Bind(place, cpu, action)),
         2 => action.clone().prop_map(Op::Unbind),
+        3 => (action.clone(), 0..CPUS).prop_map(|(action, cpu)| Op::Move(action, cpu)),
         2 => action.prop_map(Op::Send),
         1 => any::<bool>().prop_map(Op::Suspend),
     ]
@@ -116,16 +114,24 @@ impl Model {
 struct Run {
     abi: AbiKind,
     xen: Fake,
-    events: Events<Fake>,
-    actions: [&'static Action; ACTIONS],
+    events: Rc<Events<Fake>>,
+    actions: [Arc<Action>; ACTIONS],
+    bindings: [Option<Binding>; ACTIONS],
     model: Model,
 }
 
 impl Run {
     fn new(abi: AbiKind) -> Run {
         let xen = Fake::new(CPUS);
-        let events = hosted::boot(&xen, abi, handlers());
-        Run { abi, xen, events, actions: [0, 1, 2].map(action), model: Model::default() }
+        let events = Rc::new(hosted::boot(&xen, abi, handlers()));
+        Run {
+            abi,
+            xen,
+            events,
+            actions: [0, 1, 2].map(|a| Action::new(EndOfEvent::AtOnce, a, on_device)),
+            bindings: [const { None }; ACTIONS],
+            model: Model::default(),
+        }
     }
 
     fn bring_up(&mut self, n: usize) {
@@ -146,7 +152,7 @@ impl Run {
 
     fn bind(&mut self, place: usize, n: usize, a: usize) {
         let Some(port) = self.model.place(place) else { return };
-        let bound = self.events.bind_device(nr(port), cpu(n), self.actions[a]);
+        let bound = self.events.bind_device(nr(port), cpu(n), &self.actions[a]);
         let nr = nr(port);
         let expected = match (self.model.ports[&port], self.model.of_action(a)) {
             _ if !self.model.ready.contains(&n) => Err(DeviceError::CpuNotReady { nr, cpu: cpu(n) }),
@@ -154,7 +160,6 @@ impl Run {
             (_, Some(_)) => Err(DeviceError::ActionTaken { nr, has: self.model.ever[&a] }),
             (Some((_, What::Action(_))), _) => Err(DeviceError::PortTaken { nr }),
             (Some(_), _) => Err(DeviceError::Route { nr, cpu: cpu(n), errno: xen_sys::Errno::EINVAL }),
-            (None, None) if self.model.queued.contains_key(&nr.get()) => Err(DeviceError::StillQueued { nr }),
             (None, None) => {
                 self.model.ports.insert(port, Some((n, What::Action(a))));
                 let port = Port { nr, incarnation: self.events.incarnation() };
@@ -162,7 +167,59 @@ impl Run {
                 Ok(port)
             }
         };
-        assert_eq!(bound, expected);
+        assert_eq!(bound.as_ref().map(Binding::port).map_err(|error| *error), expected);
+        if let Ok(binding) = bound {
+            self.bindings[a] = Some(binding);
+        }
+    }
+
+    fn unbind(&mut self, a: usize) {
+        let Some(binding) = self.bindings[a].take() else { return };
+        let port = self.model.of_action(a);
+        let events = self.events.clone();
+        let unbinding = events.unbind_device(binding);
+        let Some(port) = port else {
+            assert_eq!(unbinding.err(), Some(DeviceError::NotBound));
+            return;
+        };
+        let mut unbinding = unbinding.expect("bound");
+        self.model.ports.insert(port, None);
+        self.until_dequeued(port, || unbinding.is_over());
+    }
+
+    /// To CPU `n`.
+    fn relocate(&mut self, a: usize, n: usize) {
+        let Some(mut binding) = self.bindings[a].take() else { return };
+        let port = self.model.of_action(a);
+        let events = self.events.clone();
+        let moving = events.move_device(&mut binding, cpu(n));
+        match port {
+            None => assert_eq!(moving.err(), Some(DeviceError::NotBound)),
+            Some(port) if !self.model.ready.contains(&n) => {
+                assert_eq!(moving.err(), Some(DeviceError::CpuNotReady { nr: nr(port), cpu: cpu(n) }));
+            }
+            Some(port) => {
+                let mut moving = moving.expect("bound, and up");
+                let from = self.model.ports[&port].expect("bound").0;
+                if from != n {
+                    self.model.ports.insert(port, None);
+                }
+                self.until_dequeued(port, || moving.is_over() == Ok(true));
+                drop(moving);
+                self.model.ports.insert(port, Some((n, What::Action(a))));
+            }
+        }
+        self.bindings[a] = Some(binding);
+    }
+
+    /// What unbinding and moving wait for: that the port is in no queue. `port` is nobody's meanwhile.
+    fn until_dequeued(&mut self, port: u32, mut is_over: impl FnMut() -> bool) {
+        let queued = self.model.queued.get(&port).copied().filter(|_| self.model.ports[&port].is_none());
+        assert_eq!(is_over(), queued.is_none());
+        if let Some(cpu) = queued {
+            self.upcall(cpu);
+            assert!(is_over());
+        }
     }
 
     fn upcall(&mut self, n: usize) {
@@ -171,6 +228,9 @@ impl Run {
         if !due.is_empty() {
             assert!(self.xen.upcall_due(cpu(n)), "Xen does not enter cpu {n}, and {due:?} wait");
         }
+        // A turn of the executor for each upcall, so that no port fires too often in one.
+        self.events.end_turn(self.xen.flags(cpu(n)));
+        let forwarded = self.events.counts_racy(cpu(n)).forwarded;
         let upcall = self.events.demux(&masked(), self.xen.flags(cpu(n)));
         let mut seen = SEEN.take();
         seen.sort_unstable();
@@ -181,7 +241,10 @@ impl Run {
         if self.model.ready.contains(&n) {
             self.model.queued.retain(|_, cpu| *cpu != n);
         }
-        let expected = match (self.model.ready.contains(&n), u32::try_from(due.len()).expect("few")) {
+        // What it has found of ports that were moved away is as good as not taken.
+        let forwarded = self.events.counts_racy(cpu(n)).forwarded - forwarded;
+        let taken = u32::try_from(due.len()).expect("few") + u32::try_from(forwarded).expect("few");
+        let expected = match (self.model.ready.contains(&n), taken) {
             (false, _) => Upcall::NotReady,
             (true, 0) => Upcall::Spurious,
             (true, events) => Upcall::Handled(events),
@@ -202,6 +265,8 @@ impl Run {
     }
 
     fn step(&mut self, op: &Op) {
+        // Who binds, and who looks.
+        let _on = percpu::hosted::enter(cpu(0));
         match *op {
             Op::BringUp(n) => self.bring_up(n),
             Op::Raise(place) => {
@@ -226,14 +291,8 @@ impl Run {
                 self.model.ports.insert(port, None);
             }
             Op::Bind(place, n, a) => self.bind(place, n, a),
-            Op::Unbind(a) => {
-                let unbound = self.events.unbind_device(self.actions[a]);
-                let expected = self.model.of_action(a).ok_or(DeviceError::NotBound);
-                assert_eq!(unbound.map(|nr| nr.get()), expected);
-                if let Ok(port) = expected {
-                    self.model.ports.insert(port, None);
-                }
-            }
+            Op::Unbind(a) => self.unbind(a),
+            Op::Move(a, n) => self.relocate(a, n),
             Op::Send(a) => {
                 let _on = percpu::hosted::enter(cpu(0));
                 if let Some(port) = self.model.ever.get(&a) {

@@ -52,6 +52,15 @@ pub(crate) fn dirty_ring() {
     }
 }
 
+/// What xenstored has written of the ring's indices, as one number; 0 before the store is started. Context: task.
+pub(crate) fn daemon_indices() -> u64 {
+    PAGE.get().map_or(0, |page| {
+        // ORDERING: Relaxed both, to be compared only.
+        let [taken, sent] = [&page.req_cons, &page.rsp_prod].map(|index| index.load(Ordering::Relaxed));
+        u64::from(taken) << 32 | u64::from(sent)
+    })
+}
+
 /// xenstored has rung. Context: upcall.
 pub(crate) fn on_event() {
     if let Some(store) = STORE.get() {

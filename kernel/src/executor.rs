@@ -18,7 +18,7 @@ use percpu::{CpuId, PerCpu};
 use spin::Once;
 
 use crate::run_queue::{Link, Linked, RunQueue};
-use crate::{cpus, timer};
+use crate::{cpus, events, timer};
 
 type Task = Runnable<Link>;
 
@@ -101,6 +101,7 @@ pub(crate) fn run() -> ! {
             task.run();
         }
         timer::arm();
+        events::get().end_turn(percpu::vcpu_info());
         if tasks.is_empty() {
             idle_if_nothing_to_do(mine);
         }
@@ -112,7 +113,7 @@ fn idle_if_nothing_to_do(mine: &RunQueue<Task>) {
     let masked = percpu::mask_upcalls();
     // With upcalls masked none of these can become true unseen: Xen unmasks and looks for pending events in one step, and
     // what other CPUs do for us comes with an event.
-    if mine.is_empty() && !timer::has_fired(&masked) && !cpus::park_is_asked() {
+    if mine.is_empty() && !timer::has_fired(&masked) && !cpus::park_is_asked() && !events::get().is_any_muted(&masked) {
         cpus::note_idle();
         masked.block();
     }

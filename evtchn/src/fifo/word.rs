@@ -90,6 +90,13 @@ impl EventWord {
         self.0.fetch_or(MASKED, Ordering::Relaxed);
     }
 
+    /// An event that was taken waits again, behind the mask.
+    pub(crate) fn make_pending_masked(&self) {
+        // ORDERING: Relaxed. What the sender did first goes along: every change of the word is a read-modify-write, so who takes
+        //   the event next acquires what the sender's released.
+        self.0.fetch_or(PENDING | MASKED, Ordering::Relaxed);
+    }
+
     /// Unmasks the port, which is one of this CPU's. Not while it is BUSY: see `evtchn/tests/loom_fifo.rs`.
     pub(crate) fn unmask(&self) -> Unmasked {
         // ORDERING: Relaxed, the exchange decides.

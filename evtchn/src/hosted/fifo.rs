@@ -135,6 +135,10 @@ impl XenFifo {
         self.state().ports[port as usize] = FRESH;
     }
 
+    pub(super) fn priority(&self, port: u32) -> usize {
+        self.state().ports[port as usize].priority
+    }
+
     pub(super) fn set_priority(&self, port: u32, priority: usize) {
         self.state().ports[port as usize].priority = priority;
     }

@@ -159,6 +159,11 @@ impl Lines {
         count
     }
 
+    /// What the daemon has written of the ring's indices, as one number; 0 without a ring.
+    pub(super) fn daemon_indices(&self) -> u64 {
+        if let Backend::Ring(ring) = &self.backend { ring.daemon_indices() } else { 0 }
+    }
+
     /// Has log-dirty see the ring's page.
     pub(super) fn dirty_ring(&self) {
         if let Backend::Ring(ring) = &self.backend {

@@ -72,6 +72,11 @@ pub(crate) fn port_is_bound() {
     EVENT.set();
 }
 
+/// What the daemon has written of the ring's indices, as one number; 0 without a ring. Context: task.
+pub(crate) fn daemon_indices() -> u64 {
+    with(|lines| lines.daemon_indices())
+}
+
 /// Marks the ring page dirty, just before a suspend. Context: task.
 pub(crate) fn dirty_ring() {
     with(|lines| lines.dirty_ring());

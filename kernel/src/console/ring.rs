@@ -66,6 +66,13 @@ impl Ring {
         Ok(count)
     }
 
+    /// What the daemon has written of the indices, as one number.
+    pub(super) fn daemon_indices(&self) -> u64 {
+        // ORDERING: Relaxed both, to be compared only.
+        let [taken, typed] = [&self.page.out_cons, &self.page.in_prod].map(|index| index.load(Ordering::Relaxed));
+        u64::from(taken) << 32 | u64::from(typed)
+    }
+
     /// Writes our own indices once more, so that log-dirty sees the page: what the daemon writes through its own mapping
     /// is not logged.
     pub(super) fn dirty(&self) {

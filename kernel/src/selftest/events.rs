@@ -1,14 +1,11 @@
-//! Events, IPIs, the rendezvous and the console, on real vcpus.
+//! IPIs, the rendezvous and the console, on real vcpus.
 
-use alloc::boxed::Box;
 use alloc::format;
 
-use evtchn::{Action, Intent, Ipi, PortNr};
-use percpu::{CpuId, Masked, PerCpu};
+use evtchn::{Intent, Ipi};
+use percpu::{CpuId, PerCpu};
 use smp::Outcome;
 use spin::Once;
-use xen_sys::abi::xen::DOMID_SELF;
-use xen_sys::hypercall::evtchn as hypercall;
 use xen_sys::primitive::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::Verdict;
@@ -40,51 +37,6 @@ pub(super) async fn ipi() -> Verdict {
     match WRONG.load(Ordering::Relaxed) {
         0 => Ok(format!("calls={}", nr * nr)),
         wrong => Err(format!("{wrong} calls ran on another vcpu")),
-    }
-}
-
-/// A device port, looped back to ourselves: every send is seen, on the vcpu that it is bound to; none after it is unbound.
-pub(super) async fn port() -> Verdict {
-    const SENDS: u64 = 500;
-    static ELSEWHERE: AtomicUsize = AtomicUsize::new(0);
-    fn handler(_masked: &Masked, action: &Action) {
-        let here = percpu::current().index();
-        // ORDERING: Relaxed, a count that is looked at when all is quiet.
-        ELSEWHERE.fetch_add(usize::from(here != action.context()), Ordering::Relaxed);
-    }
-    let xen = |what: &'static str| move |error| format!("{what}: {error}");
-    let here = hypercall::alloc_unbound(DOMID_SELF, DOMID_SELF).map_err(xen("alloc_unbound"))?;
-    let there = hypercall::bind_interdomain(DOMID_SELF, here).map_err(xen("bind_interdomain"))?;
-    let nr = PortNr::new(there).ok_or_else(|| format!("port {there} is out of range"))?;
-    let cpu = CpuId::new(cpus::nr() - 1).expect("there are not more vcpus than CPUs");
-    let action: &'static Action = Box::leak(Box::new(Action::new(handler, cpu.index())));
-    events::get().bind_device(nr, cpu, action).map_err(|error| format!("{error}"))?;
-    // Binding an interdomain port makes it pending once.
-    let settled = async || {
-        let mut before = u64::MAX;
-        while action.count() != before {
-            before = action.count();
-            timer::sleep(50_000_000).await;
-        }
-        before
-    };
-    let first = settled().await;
-    for sent in 1..=SENDS {
-        hypercall::send(here).map_err(xen("send"))?;
-        while action.count() < first + sent {
-            wait::yield_now().await;
-        }
-    }
-    let seen = settled().await - first;
-    events::get().unbind_device(action).map_err(|error| format!("{error}"))?;
-    let sent_late = hypercall::send(here);
-    let late = settled().await - first - seen;
-    // ORDERING: Relaxed, all is quiet.
-    let elsewhere = ELSEWHERE.load(Ordering::Relaxed);
-    if (seen, late, elsewhere) == (SENDS, 0, 0) {
-        Ok(format!("sends={SENDS}"))
-    } else {
-        Err(format!("{SENDS} sent, {seen} seen, {late} after the unbind ({sent_late:?}), {elsewhere} on other vcpus"))
     }
 }
 

@@ -7,6 +7,7 @@
 mod events;
 mod fatal;
 mod memory;
+mod ports;
 mod time;
 
 use alloc::boxed::Box;
@@ -29,7 +30,10 @@ tests! {
     "timer" => time::timer,
     "clock" => time::clock,
     "ipi" => events::ipi,
-    "port" => events::port,
+    "port" => ports::port,
+    "affinity" => ports::affinity,
+    "storm" => ports::storm,
+    "late" => ports::late,
     "rendezvous" => events::rendezvous,
     "hung-vcpu" => events::hung_vcpu,
     "lost-event" => events::lost_event,

@@ -1,0 +1,157 @@
+//! [`Action`]: what runs for a device port, and what is known of that port.
+//!
+//! Shared by its owner, who needs the port to send on it, and by the slot of the port (`port_table.rs`), which gives its
+//! share back after a grace period. Handler and what it owns travel behind the one pointer that is published there.
+#![forbid(unsafe_code)]
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::fmt;
+use core::ptr;
+
+use percpu::{CpuId, Masked};
+use xen_sys::primitive::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+use crate::counters::Counter;
+use crate::port::{AtomicPort, Port};
+
+/// Runs in the upcall, on the CPU that the port is bound to. It may not block.
+type Handler = Box<dyn Fn(&Masked, &Action) + Send + Sync>;
+
+/// When the next event of a port may come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EndOfEvent {
+    /// At once. For ports whose other end is ours.
+    AtOnce,
+    /// When the owner says so, by [`Events::end_of_event`](crate::Events::end_of_event): the port is masked before the handler runs.
+    /// For ports whose other end is another domain's, which could otherwise have this CPU do nothing else (XSA-332).
+    Late,
+}
+
+/// What runs for a device port. It is for one port at a time, and keeps that port for whoever needs to send on it.
+///
+/// | field | written by | suspend |
+/// |---|---|---|
+/// | port | who binds and unbinds it | *cleared* by vCPU 0 |
+/// | cpu | who binds and moves it | *kept*, meaningless without a port |
+/// | count, burst | the CPU that runs it | *kept* |
+/// | muted | the CPU that runs it; who moves it | *kept*, meaningless without a port |
+/// | fruitless | who ends its events | *kept* |
+/// | next | who retires it | |
+#[repr(align(64))]
+pub struct Action {
+    handler: Handler,
+    context: usize,
+    end: EndOfEvent,
+    pub(crate) port: AtomicPort,
+    cpu: AtomicU32,
+    count: Counter,
+    /// Turn of the executor in bits 63..32, events in that turn in bits 31..0.
+    burst: AtomicU64,
+    muted: AtomicBool,
+    fruitless: AtomicU32,
+    /// In the list of what waits to be freed (`port_table.rs`).
+    pub(crate) next: AtomicPtr<Action>,
+}
+
+impl Action {
+    /// An action that runs `handler`. `context` is a number that the handler finds in it and that dumps show.
+    pub fn new(
+        end: EndOfEvent,
+        context: usize,
+        handler: impl Fn(&Masked, &Action) + Send + Sync + 'static,
+    ) -> Arc<Action> {
+        Arc::new(Action {
+            handler: Box::new(handler),
+            context,
+            end,
+            port: AtomicPort::none(),
+            cpu: AtomicU32::new(0),
+            count: Counter::new(),
+            burst: AtomicU64::new(0),
+            muted: AtomicBool::new(false),
+            fruitless: AtomicU32::new(0),
+            next: AtomicPtr::new(ptr::null_mut()),
+        })
+    }
+
+    /// The number given to [`Action::new`].
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// When the next event may come.
+    pub fn end(&self) -> EndOfEvent {
+        self.end
+    }
+
+    /// The port that it is bound to; `None` also after a restore, until it is bound again.
+    ///
+    /// Context: any, on any CPU. It is there to be handed to [`Events::send`](crate::Events::send). Who gets `None` has
+    /// told the peer nothing; so whoever binds the action looks afterwards for what was left untold, in an order with
+    /// the others that a lock or the like gives it: this word gives none.
+    pub fn port(&self) -> Option<Port> {
+        // ORDERING: Relaxed. In a handler the slot's Acquire has shown it; elsewhere it may be stale, and a send on a
+        // port of an earlier life does nothing.
+        self.port.load(Ordering::Relaxed)
+    }
+
+    /// Events handled since it was made.
+    pub fn count(&self) -> u64 {
+        self.count.get()
+    }
+
+    pub(crate) fn run(&self, masked: &Masked) {
+        // Not a plain store: while it is moved, the CPU that had it may be in here still.
+        self.count.bump();
+        (self.handler)(masked, self);
+    }
+
+    /// The CPU that its port is bound to.
+    pub(crate) fn cpu_racy(&self) -> Option<CpuId> {
+        // ORDERING: Relaxed. Who has to be sure has seen the slot without MOVING, by an Acquire that pairs with the
+        //   Release that put it so after this was written.
+        CpuId::from_vcpu(self.cpu.load(Ordering::Relaxed))
+    }
+
+    /// Its port is bound to `cpu` from now on.
+    pub(crate) fn set_cpu(&self, cpu: CpuId) {
+        // ORDERING: Relaxed, carried by the slot, which is written afterwards.
+        self.cpu.store(cpu.vcpu(), Ordering::Relaxed);
+    }
+
+    /// One more event in `turn`: how many that makes.
+    pub(crate) fn burst(&self, turn: u32) -> u32 {
+        // ORDERING: Relaxed both, this CPU's own; while the action is moved a count may be too low, which lets a few more in.
+        let [t0, t1, t2, t3, n0, n1, n2, n3] = self.burst.load(Ordering::Relaxed).to_be_bytes();
+        let same = u32::from_be_bytes([t0, t1, t2, t3]) == turn;
+        let events = if same { u32::from_be_bytes([n0, n1, n2, n3]).saturating_add(1) } else { 1 };
+        self.burst.store(u64::from(turn) << 32 | u64::from(events), Ordering::Relaxed);
+        events
+    }
+
+    /// Whether its port was muted for too many events in one turn.
+    pub(crate) fn is_muted(&self) -> bool {
+        // ORDERING: Relaxed. Written by the CPU that asks, or by who moved the port here, before it wrote the slot.
+        self.muted.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_muted(&self, muted: bool) {
+        // ORDERING: Relaxed, as above.
+        self.muted.store(muted, Ordering::Relaxed);
+    }
+
+    /// Counts whether an event was for something: how many in a row were for nothing.
+    pub(crate) fn note_end(&self, fruitful: bool) -> u32 {
+        // ORDERING: Relaxed both. Its owner ends its events, one at a time.
+        let fruitless = if fruitful { 0 } else { self.fruitless.load(Ordering::Relaxed).saturating_add(1) };
+        self.fruitless.store(fruitless, Ordering::Relaxed);
+        fruitless
+    }
+}
+
+impl fmt::Debug for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Action {{ context: {}, port: {:?} }}", self.context, self.port())
+    }
+}
