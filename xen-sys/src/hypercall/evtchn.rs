@@ -10,9 +10,10 @@ use super::{address_of, raw};
 use crate::Errno;
 use crate::abi::event_channel::{
     EVTCHNOP_alloc_unbound, EVTCHNOP_bind_interdomain, EVTCHNOP_bind_vcpu, EVTCHNOP_close, EVTCHNOP_expand_array,
-    EVTCHNOP_init_control, EVTCHNOP_send, EVTCHNOP_set_priority, EVTCHNOP_unmask, EvtchnAllocUnbound,
+    EVTCHNOP_init_control, EVTCHNOP_send, EVTCHNOP_set_priority, EVTCHNOP_status, EVTCHNOP_unmask, EVTCHNSTAT_closed,
+    EVTCHNSTAT_interdomain, EVTCHNSTAT_ipi, EVTCHNSTAT_pirq, EVTCHNSTAT_unbound, EVTCHNSTAT_virq, EvtchnAllocUnbound,
     EvtchnBindInterdomain, EvtchnBindVcpu, EvtchnClose, EvtchnExpandArray, EvtchnInitControl, EvtchnSend,
-    EvtchnSetPriority, EvtchnUnmask,
+    EvtchnSetPriority, EvtchnStatus, EvtchnStatusInterdomain, EvtchnStatusU, EvtchnUnmask,
 };
 use crate::abi::xen::{__HYPERVISOR_event_channel_op, domid_t};
 
@@ -120,15 +121,105 @@ pub fn set_priority(port: u32, priority: u32) -> Result<(), Errno> {
     unsafe { event_channel_op(EVTCHNOP_set_priority, &mut op) }
 }
 
+/// What a port is to Xen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Status {
+    /// The vcpu that it notifies; 0 for one that is closed.
+    pub vcpu: u32,
+    /// What it is bound to.
+    pub bound_to: BoundTo,
+}
+
+/// What a port is bound to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BoundTo {
+    /// Nothing: it is free, or reserved.
+    Closed,
+    /// It waits for this domain to bind to it.
+    Unbound(domid_t),
+    /// A port of another domain's.
+    Interdomain {
+        /// That domain.
+        dom: domid_t,
+        /// Its port.
+        port: u32,
+    },
+    /// A physical interrupt.
+    Pirq(u32),
+    /// A virq, by its number.
+    Virq(u32),
+    /// The other vcpus of the domain.
+    Ipi,
+    /// An `EVTCHNSTAT_*` that is none that we know.
+    Unknown(u32),
+}
+
+impl Status {
+    #[expect(non_upper_case_globals, reason = "Xen's names")]
+    fn new(answer: &EvtchnStatus) -> Status {
+        let u = &answer.u;
+        let bound_to = match answer.status {
+            EVTCHNSTAT_closed => BoundTo::Closed,
+            // SAFETY: `u` is of plain numbers all through, so any bytes are a value of each variant; and they are all
+            //   set, by `status` before Xen wrote to some of them. The same for those below.
+            EVTCHNSTAT_unbound => BoundTo::Unbound(unsafe { u.unbound }.dom),
+            EVTCHNSTAT_interdomain => {
+                // SAFETY: as above.
+                let EvtchnStatusInterdomain { dom, port } = unsafe { u.interdomain };
+                BoundTo::Interdomain { dom, port }
+            }
+            // SAFETY: as above.
+            EVTCHNSTAT_pirq => BoundTo::Pirq(unsafe { u.pirq }),
+            // SAFETY: as above.
+            EVTCHNSTAT_virq => BoundTo::Virq(unsafe { u.virq }),
+            EVTCHNSTAT_ipi => BoundTo::Ipi,
+            other => BoundTo::Unknown(other),
+        };
+        Status { vcpu: answer.vcpu, bound_to }
+    }
+}
+
+/// Asks what `port` of `dom` is. A closed port is no error.
+/// # Errors
+/// `EINVAL`: Xen has no such port, nor any above it; `EACCES`: it is one that Xen itself listens to; `EPERM`: `dom` is not
+/// ours; `ESRCH`: no such domain.
+pub fn status(dom: domid_t, port: u32) -> Result<Status, Errno> {
+    let u = EvtchnStatusU { interdomain: EvtchnStatusInterdomain { dom: 0, port: 0 } };
+    let mut op = EvtchnStatus { dom, port, status: EVTCHNSTAT_closed, vcpu: 0, u };
+    // SAFETY: changes nothing.
+    unsafe { event_channel_op(EVTCHNOP_status, &mut op) }?;
+    Ok(Status::new(&op))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::abi::event_channel::EvtchnStatusUnbound;
     use crate::abi::xen::DOMID_SELF;
+
+    #[test]
+    fn every_answer_is_read_by_its_kind() {
+        let read = |status, u| Status::new(&EvtchnStatus { dom: DOMID_SELF, port: 7, status, vcpu: 3, u });
+        let interdomain = |dom, port| EvtchnStatusU { interdomain: EvtchnStatusInterdomain { dom, port } };
+        let unbound = EvtchnStatusU { unbound: EvtchnStatusUnbound { dom: 5 } };
+        for (status, u, wanted) in [
+            (EVTCHNSTAT_closed, interdomain(1, 2), BoundTo::Closed),
+            (EVTCHNSTAT_unbound, unbound, BoundTo::Unbound(5)),
+            (EVTCHNSTAT_interdomain, interdomain(1, 2), BoundTo::Interdomain { dom: 1, port: 2 }),
+            (EVTCHNSTAT_pirq, EvtchnStatusU { pirq: 9 }, BoundTo::Pirq(9)),
+            (EVTCHNSTAT_virq, EvtchnStatusU { virq: 1 }, BoundTo::Virq(1)),
+            (EVTCHNSTAT_ipi, interdomain(1, 2), BoundTo::Ipi),
+            (EVTCHNSTAT_ipi + 1, interdomain(1, 2), BoundTo::Unknown(EVTCHNSTAT_ipi + 1)),
+        ] {
+            assert_eq!(read(status, u), Status { vcpu: 3, bound_to: wanted });
+        }
+    }
 
     #[test]
     fn without_xen_every_operation_says_so() {
         assert_eq!(alloc_unbound(DOMID_SELF, DOMID_SELF), Err(Errno::ENOSYS));
         assert_eq!(send(1), Err(Errno::ENOSYS));
         assert_eq!(close(1), Err(Errno::ENOSYS));
+        assert_eq!(status(DOMID_SELF, 1), Err(Errno::ENOSYS));
     }
 }
