@@ -27,7 +27,8 @@ use crate::hypervisor::Place;
 use crate::passage::TaskInside;
 use crate::two_level;
 use crate::{
-    AbiKind, Action, Answers, BindError, Binding, Binds, DeviceError, Events, Handlers, Hypervisor, PortNr, Ports, Virq,
+    AbiKind, Action, Answers, Asks, BindError, Binding, Binds, BoundTo, DeviceError, Events, Handlers, Hypervisor,
+    PortNr, Ports, Status, Virq,
 };
 
 /// What a port is, in Xen.
@@ -96,6 +97,9 @@ pub fn capacity(abi: AbiKind) -> u32 {
 
 /// Ports that the fake has: 1 up to this, xl's default, or what the ABI reaches.
 pub const NR_PORTS: usize = if two_level::CAPACITY < 1024 { two_level::CAPACITY } else { 1024 };
+
+/// The other end of every device port.
+pub const PEER_PORT: u32 = 24;
 
 impl Fake {
     /// A fresh domain: port 0 is never given out, everything is unmasked.
@@ -310,6 +314,19 @@ impl Hypervisor for Fake {
         let (word, bit) = (port.index() / 64, 1 << (port.index() % 64));
         self.0.shared.evtchn_pending[word].fetch_and(!bit, AcqRel);
         Ok(())
+    }
+}
+
+impl Asks for Fake {
+    fn status(&self, port: PortNr) -> Result<Status, Errno> {
+        let channel = *self.channels().get(port.index()).ok_or(Errno::EINVAL)?;
+        let bound_to = match channel {
+            Channel::Free => BoundTo::Closed,
+            Channel::Virq(virq, _) => BoundTo::Virq(virq.nr()),
+            Channel::Ipi(_) => BoundTo::Ipi,
+            Channel::Device(_) => BoundTo::Interdomain { dom: 0, port: PEER_PORT },
+        };
+        Ok(Status { vcpu: channel.cpu().map_or(0, CpuId::vcpu), bound_to })
     }
 }
 

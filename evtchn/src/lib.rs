@@ -54,7 +54,7 @@ pub use action::{Action, EndOfEvent};
 pub use counters::CpuCounts;
 pub use demux::Upcall;
 pub use device::{Binding, Unbinding};
-pub use dump::{PortKind, PortState};
+pub use dump::{Asks, BoundTo, PortKind, PortState, Status, Step, Survey};
 pub use error::{AttachError, BindError, DeviceError, SendOutcome};
 pub use events::{Events, Ports};
 pub use handlers::{Handler, Handlers};

@@ -412,9 +412,9 @@ fn dump_shows_what_stands_in_the_tables(abi: AbiKind) {
     assert_eq!(
         lines,
         [
-            format!("port={timer} kind=timer pending=0 masked=0 linked=0 count=1"),
-            format!("port={call} kind=ipi-call pending=0 masked=0 linked=0 count=0"),
-            format!("port={at} kind=device1 pending=1 masked=0 linked={linked} count=0"),
+            format!("port={timer:<4} pending=0 masked=0 linked=0 cpu=1 kind=timer count=1"),
+            format!("port={call:<4} pending=0 masked=0 linked=0 cpu=1 kind=ipi-call count=0"),
+            format!("port={at:<4} pending=1 masked=0 linked={linked} cpu=1 kind=device1 count=0"),
         ]
     );
     assert!(events.ports_racy(cpu(0)).all(|port| port.kind != PortKind::Device(1)));

@@ -61,7 +61,6 @@ pub(crate) fn this_cpu() {
 fn ports(cpu: CpuId) {
     for port in events::get().ports_racy(cpu) {
         let mut line = crate::logfmt::Line::new("debug-port");
-        line.field("cpu", &cpu);
         line.fields(format_args!("{port}"));
         console::print(&line);
     }
