@@ -1,10 +1,12 @@
 //! The xenstore client of the kernel, and what is spoken over it.
 //!
 //! Owns: the one connection to xenstored that a domain has (a page of two 1 KiB rings, and a port), the requests
-//! on their way, the watches, and the `control/shutdown` protocol. The device state machine will stand beside it.
+//! on their way, the watches, and the protocols of `control/shutdown` and `control/sysrq`. The device state machine will
+//! stand beside it.
 //!
 //! ```text
-//!   shutdown, data      what we say and hear           tasks
+//!   shutdown, sysrq     what we hear                   tasks
+//!   data                what we say                    tasks
 //!   scope, watch        operations as futures          tasks
 //!   store, quiesce      Store, its pump, its gate      tasks; on_event() in the upcall
 //!   engine, gate        who may send, who gets what    under the store's lock
@@ -40,6 +42,7 @@ pub mod ring;
 mod scope;
 pub mod shutdown;
 mod store;
+pub mod sysrq;
 mod watch;
 mod watch_table;
 pub mod wire;
