@@ -1,15 +1,102 @@
-//! What VIRQ_DEBUG shows: the vcpu's state, where its time went, its counts and its ports, a line each; vcpu 0
-//! shows the console's and the store's counts too.
+//! What the kernel shows of itself when it is asked to: by VIRQ_DEBUG, by a letter in `control/sysrq`, or by a line typed on
+//! the console.
 //!
-//! In an upcall, where the console waits for nobody: lines for which there is no room are lost, and counted.
+//! - *A vcpu*: its state, where its time went, its counts, and its ports as our tables have them; vcpu 0 shows the console's
+//!   and the store's counts too. In an upcall on that vcpu.
+//! - *All ports* of the domain, as Xen and our tables have them, in the order and the columns of Xen's debug key `e`. In a task
+//!   on vcpu 0, which lets others run after each.
+//!
+//! VIRQ_DEBUG has both: where the tasks of vcpu 0 do not run any more, the upcalls show what they can.
+//!
+//! In an upcall the console waits for nobody: lines for which there is no room are lost, and counted. So each list of ports
+//! ends with a line `debug-end` that says how many ports there were and how many lines were lost meanwhile, by anybody; and no
+//! upcall shows more than [`SHOWN_MAX`] of them.
 
-use percpu::CpuId;
+use evtchn::{PortState, Step};
+use percpu::{CpuId, PerCpu};
+use smp::{Busy, CallNode};
+use spin::Once;
 use xen_sys::primitive::sync::atomic::Ordering;
 
-use crate::{console, control, cpus, events, time};
+use crate::{console, control, cpus, events, time, wait};
+
+/// Ports that one upcall shows. A vcpu has three of its own; more are devices', and the list of all has those too.
+const SHOWN_MAX: usize = 64;
+
+/// One call to each vcpu. Suspend: *kept*, a call that was posted before is run after.
+static NODES: Once<PerCpu<CallNode>> = Once::new();
+
+/// Somebody wants the list of all ports.
+static WANTED: wait::Flag = wait::Flag::new();
+
+/// VIRQ_DEBUG, of which every vcpu has its own. Context: upcall.
+pub(crate) fn on_debug() {
+    this_cpu();
+    if percpu::current() == CpuId::BOOT {
+        ask_for_ports();
+    }
+}
+
+/// Has all ports of the domain listed. Asking while a list is being made asks for one more, after it. Context: any; lock-free.
+pub(crate) fn ask_for_ports() {
+    WANTED.set();
+}
+
+/// Lists all ports of the domain whenever it is asked for.
+pub(crate) async fn list_ports_when_asked() {
+    loop {
+        WANTED.wait().await;
+        list_ports().await;
+    }
+}
+
+async fn list_ports() {
+    let events = events::get();
+    let (lost_before, incarnation) = (console::counts().lost_lines, events.incarnation());
+    crate::say!("debug-evtchn", abi = events.abi(), vcpus = cpus::nr(), incarnation = incarnation);
+    let mut survey = events.survey();
+    let mut ports = 0_u32;
+    let mut whole = true;
+    while whole {
+        match survey.step() {
+            Step::Port(port) => {
+                print_port(&port);
+                ports += 1;
+            }
+            Step::Nothing => {}
+            Step::End => break,
+        }
+        wait::yield_now().await;
+        whole = events.incarnation() == incarnation;
+    }
+    let lost_lines = console::counts().lost_lines - lost_before;
+    crate::say!("debug-end", ports = ports, lost_lines = lost_lines, whole = u8::from(whole));
+    if !whole {
+        // A suspend came in between, and half of the list is of ports that are no more.
+        ask_for_ports();
+    }
+}
+
+fn print_port(port: &PortState) {
+    let mut line = crate::logfmt::Line::new("debug-port");
+    line.fields(format_args!("{port}"));
+    console::print(&line);
+}
+
+/// Has every vcpu dump itself, and waits for none; one that has not done so since it was asked last is named. Context: task.
+pub(crate) fn every_cpu() {
+    let nodes = NODES.call_once(|| PerCpu::new(cpus::nr(), |_| CallNode::new()));
+    for (cpu, node) in nodes.iter() {
+        match cpus::mail().call(cpu, node, |_, _| this_cpu(), 0) {
+            // Who asks sees the lines; nobody waits here for the end of the call.
+            Ok(pending) => drop(pending),
+            Err(Busy) => crate::say!("debug-silent", cpu = cpu),
+        }
+    }
+}
 
 /// Dumps the vcpu that this runs on. Context: any but quiesced.
-pub(crate) fn this_cpu() {
+fn this_cpu() {
     let cpu = percpu::current();
     let info = percpu::vcpu_info();
     // ORDERING: Relaxed all, to be printed only.
@@ -59,22 +146,24 @@ pub(crate) fn this_cpu() {
 }
 
 fn ports(cpu: CpuId) {
+    let lost_before = console::counts().lost_lines;
+    let mut ports = 0;
     for port in events::get().ports_racy(cpu) {
-        let mut line = crate::logfmt::Line::new("debug-port");
-        line.fields(format_args!("{port}"));
-        console::print(&line);
+        if ports < SHOWN_MAX {
+            print_port(&port);
+        }
+        ports += 1;
     }
+    let lost_lines = console::counts().lost_lines - lost_before;
+    crate::say!("debug-end", cpu = cpu, ports = ports, shown = ports.min(SHOWN_MAX), lost_lines = lost_lines);
 }
 
 /// A line that was typed on the console. Context: task.
 pub(crate) fn command(line: &str) {
     match line.trim() {
-        "dump" => {
-            for cpu in CpuId::first(cpus::nr()) {
-                cpus::mail().run_on(cpu, &crate::relax::Processor, |_| this_cpu());
-            }
-        }
+        "dump" => every_cpu(),
+        "evtchn" => ask_for_ports(),
         "poweroff" => control::power_off("poweroff"),
-        _ => crate::say!("usage", commands = "dump poweroff", typed = line),
+        _ => crate::say!("usage", commands = "dump evtchn poweroff", typed = line),
     }
 }

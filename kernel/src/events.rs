@@ -45,5 +45,5 @@ fn on_ipi(masked: &Masked) {
 }
 
 fn on_debug(_masked: &Masked) {
-    dump::this_cpu();
+    dump::on_debug();
 }
