@@ -1,4 +1,5 @@
-//! What the toolstack wants of this domain: `control/shutdown`, and what we publish under `data/stasis/`.
+//! What the toolstack wants of this domain: `control/shutdown`, and what we publish under `data/stasis/`. `control/sysrq` has
+//! a task of its own, in `sysrq`.
 //!
 //! One task on vcpu 0, so requests are handled one after the other: a second suspend request that comes during a suspend is
 //! answered after it, and each exactly once.
@@ -15,10 +16,10 @@ use xen_sys::primitive::sync::atomic::Ordering;
 use xenbus::shutdown::{self, Request};
 use xenbus::{Change, Doorbell, Store, StoreError};
 
-use crate::{console, devices, events, executor, panic, suspend, time, timer};
+use crate::{console, devices, events, executor, panic, suspend, sysrq, time, timer};
 
 /// How long a failed exchange with xenstored is let rest before it is tried again.
-const RETRY_NS: u64 = 1_000_000_000;
+pub(crate) const RETRY_NS: u64 = 1_000_000_000;
 /// How long xenstored may take to answer. A toolstack gives up on a guest that takes as long to acknowledge a request.
 const ANSWER_NS: u64 = 60_000_000_000;
 
@@ -99,7 +100,7 @@ pub(crate) async fn publish(facts: &[(&str, u64)]) {
 }
 
 /// Why an exchange with xenstored came to nothing.
-enum Failed {
+pub(crate) enum Failed {
     Store(StoreError),
     NoAnswer,
 }
@@ -114,18 +115,25 @@ impl fmt::Display for Failed {
 }
 
 /// What xenstored answers, unless a reply is lost: that may not silence this domain for ever.
-async fn answered<T>(exchange: impl Future<Output = Result<T, StoreError>>) -> Result<T, Failed> {
+pub(crate) async fn answered<T>(exchange: impl Future<Output = Result<T, StoreError>>) -> Result<T, Failed> {
     match timer::within(ANSWER_NS, exchange).await {
         Ok(answer) => answer.map_err(Failed::Store),
         Err(timer::TimeIsUp) => Err(Failed::NoAnswer),
     }
 }
 
-fn complain(what: &str, error: &dyn fmt::Display) {
+/// Puts on the log what has failed. Context: task.
+pub(crate) fn complain(what: &str, error: &dyn fmt::Display) {
     crate::note!(Warn, "xenstore: {what}: {error}");
 }
 
 async fn serve(store: &'static Store) {
+    // Once, before any watch is set: later it would take other tasks' away, and is refused.
+    while let Err(error) = answered(store.reset_watches()).await {
+        complain("reset-watches", &error);
+        timer::sleep(RETRY_NS).await;
+    }
+    executor::spawn_here(sysrq::serve(store));
     loop {
         let Err(error) = serve_until_error(store).await;
         complain("control/shutdown", &error);
@@ -134,7 +142,6 @@ async fn serve(store: &'static Store) {
 }
 
 async fn serve_until_error(store: &'static Store) -> Result<core::convert::Infallible, Failed> {
-    answered(store.reset_watches()).await?;
     advertise(store).await;
     let mut watch = answered(store.watch(shutdown::NODE, "shutdown")).await?;
     loop {
@@ -172,7 +179,7 @@ async fn obey(store: &'static Store, request: Request, seen_ns: u64) {
 
 /// Bytes from outside as text, so that a word stays readable in any language; what is no UTF-8 shows as U+FFFD. The console's lines
 /// quote what has to be quoted.
-struct Lossy<'a>(&'a [u8]);
+pub(crate) struct Lossy<'a>(pub(crate) &'a [u8]);
 
 impl fmt::Display for Lossy<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
