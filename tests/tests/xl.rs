@@ -2,12 +2,14 @@
 //!
 //! Each step creates its own guest and sees it gone from Xen and xenstore at its end, so any of them
 //! can be run alone (`cargo test -p tests --test xl -- migrate::`) and a failed one leaves nothing to
-//! the next. The order is from plain to hard. `steps` are the good ways, `trouble` the others.
+//! the next. The order is from plain to hard. `steps` are the good ways, `trouble` the others, `ports` compares the guest's view with Xen's.
 
 #![forbid(unsafe_code)]
 
 #[path = "xl/place.rs"]
 mod place;
+#[path = "xl/ports.rs"]
+mod ports;
 #[path = "xl/steps.rs"]
 mod steps;
 #[path = "xl/trouble.rs"]
@@ -52,6 +54,11 @@ fn ladder() -> Vec<(String, Step)> {
     step("trouble::withdrawn_request", Box::new(trouble::withdrawn_request));
     step("trouble::second_request", Box::new(trouble::second_request));
     step("debug_key", Box::new(steps::debug_key));
+    for abi in ["2l", "fifo"] {
+        let words = format!("evtchn={abi}");
+        step(&format!("ports::{abi}"), Box::new(move |place| ports::as_xen_has_them(place, &words)));
+    }
+    step("ports::ways_to_ask", Box::new(ports::ways_to_ask));
     step("nothing_left_behind", Box::new(Place::nothing_left_behind));
     ladder
 }
