@@ -46,11 +46,25 @@ pub(crate) fn ask_for_ports() {
 pub(crate) async fn list_ports_when_asked() {
     loop {
         WANTED.wait().await;
-        list_ports().await;
+        if !list_ports().await.whole {
+            // A suspend came in between, and half of the list is of ports that are no more.
+            ask_for_ports();
+        }
     }
 }
 
-async fn list_ports() {
+/// How a list of all ports went.
+pub(crate) struct Listed {
+    /// How many there were.
+    pub(crate) ports: u32,
+    /// Lines for which the console had no room meanwhile, by anybody.
+    pub(crate) lost_lines: u64,
+    /// They are all of one life of the domain.
+    pub(crate) whole: bool,
+}
+
+/// Lists all ports of the domain. Context: task.
+pub(crate) async fn list_ports() -> Listed {
     let events = events::get();
     let (lost_before, incarnation) = (console::counts().lost_lines, events.incarnation());
     crate::say!("debug-evtchn", abi = events.abi(), vcpus = cpus::nr(), incarnation = incarnation);
@@ -71,10 +85,7 @@ async fn list_ports() {
     }
     let lost_lines = console::counts().lost_lines - lost_before;
     crate::say!("debug-end", ports = ports, lost_lines = lost_lines, whole = u8::from(whole));
-    if !whole {
-        // A suspend came in between, and half of the list is of ports that are no more.
-        ask_for_ports();
-    }
+    Listed { ports, lost_lines, whole }
 }
 
 fn print_port(port: &PortState) {

@@ -17,6 +17,7 @@ use xtask::drive::direct::{Goal, Told};
 use xtask::drive::guest::backtrace;
 use xtask::drive::watch::{Failure, Panic};
 use xtask::lab::{self, DirectConfig, Prepared};
+use xtask::logfmt::Line;
 
 /// Some self-tests need several vCPUs; four on two processors is also the case with overcommit.
 const VCPUS: u32 = 4;
@@ -163,8 +164,30 @@ fn self_test(bench: &Bench, name: &str) -> Result<()> {
     match name {
         "panic" | "exception" => dies_well(bench, name, "selftest::fatal"),
         "stack-overflow" => stack_overflow(bench),
+        "many-ports" => many_ports(bench, "test=many-ports"),
         _ => bench.good(&format!("test::{name}"), &format!("test={name}"), VCPUS, 64).map(drop),
     }
+}
+
+/// Every port that a list has is told in a line of its own, also where there are thousands.
+fn many_ports(bench: &Bench, cmdline: &str) -> Result<()> {
+    let goal = Goal::from_cmdline(cmdline, 2);
+    let seen = bench.boot(&cmdline.replace([' ', '='], "-"), cmdline, VCPUS, 64, goal)?;
+    let lines: Vec<Line> = seen.lines.iter().filter_map(|line| Line::parse(line)?.ok()).collect();
+    seen.outcome?;
+    let (mut told, mut lists) = (0, 0);
+    for line in lines {
+        match line.event.as_str() {
+            "debug-port" => told += 1,
+            "debug-end" => {
+                ensure!(line.get("ports") == Some(&told.to_string()), "{told} ports are told, then `{line}`");
+                (told, lists) = (0, lists + 1);
+            }
+            _ => {}
+        }
+    }
+    ensure!((lists, told) == (3, 0), "{lists} lists are told, then {told} ports more");
+    Ok(())
 }
 
 fn trials(bench: Bench, self_tests: Vec<String>) -> Vec<Trial> {
@@ -179,6 +202,11 @@ fn trials(bench: Bench, self_tests: Vec<String>) -> Vec<Trial> {
         let run =
             move || bench.good(&format!("fifo::{name}"), &format!("test={name} evtchn=fifo"), VCPUS, 64).map(drop);
         trials.push(Trial::test(format!("self_test_fifo::{name}"), move || verdict(run())));
+    }
+    {
+        let bench = Arc::clone(&bench);
+        let run = move || many_ports(&bench, "test=many-ports evtchn=fifo");
+        trials.push(Trial::test("self_test_fifo::many-ports", move || verdict(run())));
     }
     for vcpus in [1, 8, 128] {
         let bench = Arc::clone(&bench);

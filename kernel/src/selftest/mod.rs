@@ -7,6 +7,7 @@
 mod events;
 mod fatal;
 mod memory;
+mod port_list;
 mod ports;
 mod time;
 
@@ -34,6 +35,7 @@ tests! {
     "affinity" => ports::affinity,
     "storm" => ports::storm,
     "late" => ports::late,
+    "many-ports" => port_list::many_ports,
     "rendezvous" => events::rendezvous,
     "hung-vcpu" => events::hung_vcpu,
     "lost-event" => events::lost_event,
