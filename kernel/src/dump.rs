@@ -94,16 +94,22 @@ fn print_port(port: &PortState) {
     console::print(&line);
 }
 
-/// Has every vcpu dump itself, and waits for none; one that has not done so since it was asked last is named. Context: task.
-pub(crate) fn every_cpu() {
+/// Has every vcpu dump itself, and waits for none; one that has not done so since it was asked last is named. Returns how many
+/// those are. Context: task.
+pub(crate) fn every_cpu() -> usize {
     let nodes = NODES.call_once(|| PerCpu::new(cpus::nr(), |_| CallNode::new()));
+    let mut silent = 0;
     for (cpu, node) in nodes.iter() {
         match cpus::mail().call(cpu, node, |_, _| this_cpu(), 0) {
             // Who asks sees the lines; nobody waits here for the end of the call.
             Ok(pending) => drop(pending),
-            Err(Busy) => crate::say!("debug-silent", cpu = cpu),
+            Err(Busy) => {
+                crate::say!("debug-silent", cpu = cpu);
+                silent += 1;
+            }
         }
     }
+    silent
 }
 
 /// Dumps the vcpu that this runs on. Context: any but quiesced.
@@ -172,7 +178,9 @@ fn ports(cpu: CpuId) {
 /// A line that was typed on the console. Context: task.
 pub(crate) fn command(line: &str) {
     match line.trim() {
-        "dump" => every_cpu(),
+        "dump" => {
+            every_cpu();
+        }
         "evtchn" => ask_for_ports(),
         "poweroff" => control::power_off("poweroff"),
         _ => crate::say!("usage", commands = "dump evtchn poweroff", typed = line),

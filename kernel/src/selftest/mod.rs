@@ -7,8 +7,8 @@
 mod events;
 mod fatal;
 mod memory;
-mod port_list;
 mod ports;
+mod show;
 mod time;
 
 use alloc::boxed::Box;
@@ -35,7 +35,8 @@ tests! {
     "affinity" => ports::affinity,
     "storm" => ports::storm,
     "late" => ports::late,
-    "many-ports" => port_list::many_ports,
+    "many-ports" => show::many_ports,
+    "silent-vcpu" => show::silent_vcpu,
     "rendezvous" => events::rendezvous,
     "hung-vcpu" => events::hung_vcpu,
     "lost-event" => events::lost_event,
