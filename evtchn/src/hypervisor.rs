@@ -5,6 +5,7 @@
 
 use core::ptr::NonNull;
 
+use arrayvec::ArrayVec;
 use percpu::CpuId;
 use xen_sys::Errno;
 use xen_sys::hypercall::{self, Batch, CallToken, PortToken, Results};
@@ -20,6 +21,9 @@ pub struct Place {
     /// Bytes from the start of the page.
     pub offset: u32,
 }
+
+/// Sends that one multicall carries: 96 bytes of the stack for each.
+const SENDS: usize = 32;
 
 /// Hypercalls on single ports. Context: any; a bounded time in Xen each.
 pub trait Hypervisor {
@@ -45,6 +49,11 @@ pub trait Hypervisor {
     /// # Errors
     /// Xen's.
     fn send(&self, port: PortNr) -> Result<(), Errno>;
+    /// [`Hypervisor::send`] for each of `ports`, whatever becomes of the one before, in fewer hypercalls where that can
+    /// be. `answer` is told what became of each, in order. A port may be sent twice.
+    fn send_each(&self, ports: impl IntoIterator<Item = PortNr>, mut answer: impl FnMut(Result<(), Errno>)) {
+        ports.into_iter().for_each(|port| answer(self.send(port)));
+    }
     /// `EVTCHNOP_unmask`: for a port that another CPU owns, or may own.
     ///
     /// # Errors
@@ -127,6 +136,19 @@ impl Hypervisor for Xen {
         hypercall::evtchn::send(port.get())
     }
 
+    /// One hypercall for each 32 ports.
+    fn send_each(&self, ports: impl IntoIterator<Item = PortNr>, mut answer: impl FnMut(Result<(), Errno>)) {
+        let mut ports = ports.into_iter();
+        loop {
+            let some: ArrayVec<PortNr, SENDS> = ports.by_ref().take(SENDS).collect();
+            match some.as_slice() {
+                [] => return,
+                [port] => answer(self.send(*port)),
+                some => send_together(some, Batch::issue, |port| self.send(port), &mut answer),
+            }
+        }
+    }
+
     fn unmask(&self, port: PortNr) -> Result<(), Errno> {
         hypercall::evtchn::unmask(port.get())
     }
@@ -141,6 +163,22 @@ impl Hypervisor for Xen {
 
     fn close(&self, port: PortNr) -> Result<(), Errno> {
         hypercall::evtchn::close(port.get())
+    }
+}
+
+/// Sends `ports`, [`SENDS`] at most, by one multicall; one by one if that fails, as it does not say how far it came.
+fn send_together(
+    ports: &[PortNr],
+    issue: impl FnOnce(&mut Batch<SENDS>) -> Result<Results<'_, SENDS>, Errno>,
+    send: impl Fn(PortNr) -> Result<(), Errno>,
+    mut answer: impl FnMut(Result<(), Errno>),
+) {
+    let mut batch = Batch::<SENDS>::new();
+    let room = "a batch has room for each of its sends";
+    let sends: ArrayVec<CallToken, SENDS> = ports.iter().map(|port| batch.send(port.get()).expect(room)).collect();
+    match issue(&mut batch) {
+        Ok(results) => sends.iter().for_each(|call| answer(results.get(*call).map(drop))),
+        Err(_) => ports.iter().for_each(|port| answer(send(*port))),
     }
 }
 
@@ -169,5 +207,49 @@ impl<const N: usize> Answers<Batch<N>> for Results<'_, N> {
 
     fn done(&self, call: CallToken) -> Result<(), Errno> {
         self.get(call).map(drop)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    fn ports() -> Vec<PortNr> {
+        [3, 7, 9].into_iter().filter_map(PortNr::new).collect()
+    }
+
+    /// Xen as it refuses the second call.
+    fn refuses_one(batch: &mut Batch<SENDS>) -> Result<Results<'_, SENDS>, Errno> {
+        batch.issue_with(|entries| {
+            assert_eq!(entries.len(), 3);
+            entries[1].result = (-22_i64).cast_unsigned();
+            Ok(())
+        })
+    }
+
+    fn fails(batch: &mut Batch<SENDS>) -> Result<Results<'_, SENDS>, Errno> {
+        batch.issue_with(|_| Err(Errno::EFAULT))
+    }
+
+    #[test]
+    fn each_send_of_a_batch_has_its_own_answer() {
+        let mut answers = Vec::new();
+        let send = |_| panic!("nothing is left to be sent");
+        send_together(&ports(), refuses_one, send, |answer| answers.push(answer));
+        assert_eq!(answers, [Ok(()), Err(Errno::EINVAL), Ok(())]);
+    }
+
+    #[test]
+    fn a_batch_that_fails_is_sent_one_by_one() {
+        let (mut answers, sent) = (Vec::new(), RefCell::new(Vec::new()));
+        let send = |port: PortNr| {
+            sent.borrow_mut().push(port);
+            if port.get() == 7 { Err(Errno::EINVAL) } else { Ok(()) }
+        };
+        send_together(&ports(), fails, send, |answer| answers.push(answer));
+        assert_eq!(sent.into_inner(), ports());
+        assert_eq!(answers, [Ok(()), Err(Errno::EINVAL), Ok(())]);
     }
 }

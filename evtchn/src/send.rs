@@ -1,5 +1,5 @@
 //! Sending: to a peer through a device port, and to another CPU of ours. Context: any, on any CPU: tasks, upcalls, a
-//! CPU that dies. No lock, and wait-free up to the one hypercall.
+//! CPU that dies. No lock, and wait-free up to the one hypercall, or to one for each 32 CPUs that are told together.
 //!
 //! A send cannot straddle a suspend: it does not await, so its CPU parks either before it or after it. Only between the
 //! suspend and the attach of the new life, when vCPU 0 alone runs, is a number of the old life not known as such: what
@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 use percpu::CpuId;
+use xen_sys::Errno;
 
 use crate::error::SendOutcome;
 use crate::events::Events;
@@ -41,19 +42,38 @@ impl<H: Hypervisor> Events<H> {
     /// # Panics
     /// If the domain has no such CPU.
     pub fn send_ipi(&self, target: CpuId, ipi: Ipi) -> SendOutcome {
+        self.ipi_port(target, ipi).map_or(SendOutcome::Unbound, |nr| self.send_nr(nr))
+    }
+
+    /// [`Events::send_ipi`] to each of `targets`, with the same promise for each: post to all of them first. What
+    /// became of each send is counted as it is there; one that is refused or finds no port keeps nobody from its own.
+    ///
+    /// # Panics
+    /// If the domain has not all of these CPUs.
+    pub fn send_ipis(&self, targets: &[CpuId], ipi: Ipi) {
+        let ports = targets.iter().filter_map(|target| self.ipi_port(*target, ipi));
+        self.xen.send_each(ports, |answer| {
+            let _ = self.count(answer);
+        });
+    }
+
+    /// The port of `target`, in this life of the domain.
+    fn ipi_port(&self, target: CpuId, ipi: Ipi) -> Option<PortNr> {
         let port = self.cpus.on(target).table.port_of_racy(Intent::Ipi(ipi));
-        match port {
-            Some(port) if port.incarnation == self.incarnation() => self.send_nr(port.nr),
-            _ => {
-                self.cpus.mine().counters.unbound_sends.bump();
-                SendOutcome::Unbound
-            }
+        let nr = port.filter(|port| port.incarnation == self.incarnation()).map(|port| port.nr);
+        if nr.is_none() {
+            self.cpus.mine().counters.unbound_sends.bump();
         }
+        nr
     }
 
     fn send_nr(&self, nr: PortNr) -> SendOutcome {
+        self.count(self.xen.send(nr))
+    }
+
+    fn count(&self, answer: Result<(), Errno>) -> SendOutcome {
         let counters = &self.cpus.mine().counters;
-        match self.xen.send(nr) {
+        match answer {
             Ok(()) => {
                 counters.sent.bump();
                 SendOutcome::Sent

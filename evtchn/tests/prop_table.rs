@@ -53,6 +53,8 @@ enum Op {
     /// An event on the port at this place among those that exist.
     Raise(usize),
     Ipi(usize, usize),
+    /// From where, to which CPUs: bits.
+    Ipis(usize, usize),
     Upcall(usize),
     NewDevice,
     Bind(usize, usize, usize),
@@ -68,6 +70,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => cpu.clone().prop_map(Op::BringUp),
         8 => place.clone().prop_map(Op::Raise),
         3 => (cpu.clone(), cpu.clone()).prop_map(|(from, to)| Op::Ipi(from, to)),
+        2 => (cpu.clone(), 0..1_usize << CPUS).prop_map(|(from, to)| Op::Ipis(from, to)),
         6 => cpu.clone().prop_map(Op::Upcall),
         2 => Just(Op::NewDevice),
         4 => (place, cpu, action.clone()).prop_map(|(place, cpu, action)| Op::Bind(place, cpu, action)),
@@ -284,6 +287,22 @@ impl Run {
                 } else {
                     assert_eq!(outcome, SendOutcome::Unbound);
                 }
+            }
+            Op::Ipis(from, to) => {
+                let _on = percpu::hosted::enter(cpu(from));
+                let targets: Vec<_> = (0..CPUS).filter(|n| to & 1 << n != 0).collect();
+                let counts = || {
+                    let counts = self.events.counts_racy(cpu(from));
+                    (counts.sent, counts.unbound_sends)
+                };
+                let (sent, unbound) = counts();
+                self.events.send_ipis(&targets.iter().map(|n| cpu(*n)).collect::<Vec<_>>(), Ipi::Call);
+                let ready: Vec<_> = targets.iter().filter(|n| self.model.ready.contains(n)).collect();
+                for n in &ready {
+                    self.model.waiting.insert(self.xen.find(Channel::Ipi(cpu(**n))).expect("bound"));
+                }
+                let lost = (targets.len() - ready.len()) as u64;
+                assert_eq!(counts(), (sent + ready.len() as u64, unbound + lost));
             }
             Op::Upcall(n) => self.upcall(n),
             Op::NewDevice => {
