@@ -17,9 +17,10 @@
 //!
 //! Why a node cannot go away while it is queued: the nodes that [`Mail::call`](crate::Mail::call) takes are `'static`,
 //! and stay claimed until they have run, also when nobody waits any more. Those of
-//! [`Mail::run_on`](crate::Mail::run_on) live in its own frame, which it does not leave before the end. A node that
-//! unlinks itself when it is dropped was turned down: the list has one link per node and one word for its head, and
-//! taking from its middle would need a lock.
+//! [`Mail::run_on`](crate::Mail::run_on) live in its own frame, which it does not leave before the end, and those of
+//! [`Mail::run_on_many`](crate::Mail::run_on_many) are borrowed until then. A node that unlinks itself when it is
+//! dropped was turned down: the list has one link per node and one word for its head, and taking from its middle would
+//! need a lock.
 //!
 //! Weakening any ordering below fails in `tests/loom_inbox.rs`.
 
@@ -105,7 +106,7 @@ pub struct CallNode {
 
 // SAFETY: each cell has one owner at a time, by CN1 and CN2, and ownership passes through `state` or the inbox's word
 // with release and acquire. What passes can be sent: a plain function and a number, a waker, and a pointer whose target
-// `Mail::run_on` demands to be `Send`.
+// `Mail::run_on` demands to be `Send`, or `Mail::run_on_many` to be `Sync`.
 unsafe impl Sync for CallNode {}
 // SAFETY: as above; a node that can be moved is in no list.
 unsafe impl Send for CallNode {}

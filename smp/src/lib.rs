@@ -1,7 +1,7 @@
 //! What many vcpus do together.
 //!
 //! - [`bring_up`]: starts a vcpu.
-//! - [`Mail`]: work for another CPU: a wish of some [`Kind`], or a call ([`inbox`], [`call`]).
+//! - [`Mail`]: work for another CPU, or for many: a wish of some [`Kind`], or a call ([`inbox`], [`call`]).
 //! - [`Rendezvous`]: every other vcpu waits while vCPU 0 works ([`rendezvous`]).
 //! - [`order`], [`suspend`]: the order of suspend and resume, and its driver.
 //! - [`RollCall`]: the proof that all of them are there.
@@ -13,6 +13,7 @@
 extern crate alloc;
 
 pub mod bring_up;
+mod broadcast;
 pub mod call;
 pub mod inbox;
 mod mail;

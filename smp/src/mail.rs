@@ -1,7 +1,8 @@
 //! [`Mail`]: an inbox for each CPU and the bell that goes with it. What the other files of this crate send, they
 //! send through here, and the IPI upcall of each CPU ends in [`Mail::serve`].
 //!
-//! Posting: any CPU, any context, no lock, no allocation; at most one hypercall. Serving: the owner, upcalls masked.
+//! Posting: any CPU, any context, no lock, no allocation; at most one hypercall. To many CPUs at once: `broadcast.rs`.
+//! Serving: the owner, upcalls masked.
 
 use core::ptr::NonNull;
 
@@ -18,13 +19,19 @@ pub trait Delivery {
     /// restore, nothing is to be done: it serves its inbox once it has one. Context: any.
     fn ring(&self, cpu: CpuId);
 
+    /// [`Delivery::ring`] for each of `cpus`, of which there are 32 at most. Whoever can ring them together does so
+    /// here; each is rung, whatever became of the one before.
+    fn ring_many(&self, cpus: &[CpuId]) {
+        cpus.iter().for_each(|cpu| self.ring(*cpu));
+    }
+
     /// Does what this CPU was asked for. Context: as [`Mail::serve`].
     fn handle(&self, masked: &Masked, kinds: Kinds);
 }
 
 /// The inboxes of all CPUs.
 pub struct Mail<D> {
-    inboxes: PerCpu<Inbox>,
+    pub(crate) inboxes: PerCpu<Inbox>,
     delivery: D,
 }
 
@@ -128,7 +135,8 @@ impl<T: Send, W: FnOnce(&Masked) -> T + Send> Scoped<W, T> {
     }
 }
 
-struct StaysUntilDone;
+/// Held while other CPUs use what is in our frame.
+pub(crate) struct StaysUntilDone;
 
 impl Drop for StaysUntilDone {
     fn drop(&mut self) {

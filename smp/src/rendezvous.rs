@@ -91,7 +91,8 @@ impl Rendezvous {
     /// Gathers all other vCPUs, does `work` while they are stopped, and releases them with the outcome that it returns.
     ///
     /// Context: vCPU 0, in a task. The other vCPUs' tasks that wait for a call on this one are served. `work` must take
-    /// no lock, allocate nothing and log nothing. Cost: one IPI for each vcpu; two rounds of waiting for the slowest.
+    /// no lock, allocate nothing and log nothing. Cost: one IPI for each vcpu, 32 of them a hypercall; two rounds of
+    /// waiting for the slowest.
     ///
     /// # Errors
     /// [`Missing`] when the limit is over before `work` was begun; all is as before then.
@@ -133,9 +134,7 @@ impl Rendezvous {
             // ORDERING: Release, pairs with the Acquire in `park`: a released CPU sees what the work did.
             self.phase.store(Phase::Released(generation, outcome), Release);
         };
-        for (cpu, _) in self.waited_for() {
-            lead.mail.post(cpu, Kind::Rendezvous);
-        }
+        lead.mail.post_all(&self.waited_for().map(|(cpu, _)| cpu).collect(), Kind::Rendezvous);
         gather(Awaited::Arriving, &|ack| ack == Ack::Arrived(generation), true)
             .inspect_err(|_| release(Outcome::Cancelled))?;
 

@@ -1,12 +1,12 @@
 //! Inboxes and call nodes agree with a naive model: a set of kinds and a queue of calls for each CPU, and a note of who
-//! was rung.
+//! was rung. What goes to many CPUs is what goes to each of them, one after the other.
 #![cfg(not(loom))]
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::sync::Mutex;
 
-use percpu::{CpuId, Masked, hosted};
+use percpu::{CpuId, CpuSet, Masked, current, hosted};
 use proptest::prelude::*;
 use smp::{CallNode, Delivery, Kind, Kinds, Mail, Pending, Relax};
 
@@ -20,6 +20,10 @@ static POOL_IN_USE: Mutex<()> = Mutex::new(());
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Post(usize, Kind),
+    /// CPUs, as bits.
+    PostAll(usize, Kind),
+    /// From which CPU, on which CPUs.
+    CallAll(usize, usize),
     /// CPU, node.
     Call(usize, usize),
     /// What waits for this node goes away.
@@ -36,6 +40,8 @@ fn kind() -> impl Strategy<Value = Kind> {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         (0..CPUS, kind()).prop_map(|(cpu, kind)| Step::Post(cpu, kind)),
+        (0..1_usize << CPUS, kind()).prop_map(|(cpus, kind)| Step::PostAll(cpus, kind)),
+        (0..CPUS, 0..1_usize << CPUS).prop_map(|(from, cpus)| Step::CallAll(from, cpus)),
         (0..CPUS, 0..NODES).prop_map(|(cpu, node)| Step::Call(cpu, node)),
         (0..NODES).prop_map(Step::Drop),
         (0..NODES).prop_map(Step::Finish),
@@ -50,6 +56,8 @@ enum Happened {
     Rang(usize),
     Handled(Kinds),
     Ran(usize),
+    /// A call on many, on this one.
+    RanOn(usize),
 }
 
 std::thread_local! {
@@ -88,11 +96,36 @@ impl Relax for NeverWaits {
     }
 }
 
+/// What the other CPUs do while one waits: each serves its inbox, once.
+struct OthersServe<'a> {
+    mail: &'a Mail<Logged>,
+    served: Cell<bool>,
+}
+
+impl Relax for OthersServe<'_> {
+    fn spin(&self) {
+        assert!(!self.served.replace(true), "all have served, and it is not over");
+        for cpu in CpuId::first(CPUS).filter(|cpu| *cpu != current()) {
+            let _on = hosted::enter(cpu);
+            self.mail.serve(&hosted::masked());
+        }
+    }
+
+    fn give_up_processor(&self) {
+        self.spin();
+    }
+}
+
+/// A call that waits.
+enum Call {
+    Of { node: usize, argument: usize },
+    OnMany,
+}
+
 #[derive(Default)]
 struct Model {
     kinds: [Vec<Kind>; CPUS],
-    /// (node, argument)
-    calls: [VecDeque<(usize, usize)>; CPUS],
+    calls: [VecDeque<Call>; CPUS],
     /// Nodes that are in a queue.
     queued: [bool; NODES],
     log: Vec<Happened>,
@@ -110,11 +143,20 @@ impl Model {
         if !kinds.is_empty() {
             self.log.push(Happened::Handled(kinds.into_iter().collect()));
         }
-        for (node, argument) in self.calls[cpu].drain(..) {
-            self.queued[node] = false;
-            self.log.push(Happened::Ran(argument));
+        for call in self.calls[cpu].drain(..) {
+            self.log.push(match call {
+                Call::Of { node, argument } => {
+                    self.queued[node] = false;
+                    Happened::Ran(argument)
+                }
+                Call::OnMany => Happened::RanOn(cpu),
+            });
         }
     }
+}
+
+fn set(bits: usize) -> CpuSet {
+    CpuId::first(CPUS).filter(|cpu| bits & 1 << cpu.index() != 0).collect()
 }
 
 fn check(steps: &[Step]) -> Result<(), TestCaseError> {
@@ -123,6 +165,7 @@ fn check(steps: &[Step]) -> Result<(), TestCaseError> {
     let mail = Mail::new(CPUS, Logged);
     let mut model = Model::default();
     let mut waits: [Option<Pending>; NODES] = Default::default();
+    let mut nodes: [CallNode; CPUS - 1] = Default::default();
     let on = |n| hosted::enter(CpuId::new(n).expect("small"));
     let _boot = on(0);
     let last = [Step::Serve(0), Step::Serve(1), Step::Serve(2)];
@@ -133,13 +176,38 @@ fn check(steps: &[Step]) -> Result<(), TestCaseError> {
                 model.kinds[cpu].push(kind);
                 mail.post(CpuId::new(cpu).expect("small"), kind);
             }
+            Step::PostAll(cpus, kind) => {
+                for cpu in set(cpus).iter().map(CpuId::index) {
+                    model.ring_if_empty(cpu);
+                    model.kinds[cpu].push(kind);
+                }
+                mail.post_all(&set(cpus), kind);
+            }
+            Step::CallAll(from, cpus) => {
+                let _on = on(from);
+                let others = set(cpus & !(1 << from));
+                for cpu in others.iter().map(CpuId::index) {
+                    model.ring_if_empty(cpu);
+                    model.calls[cpu].push_back(Call::OnMany);
+                }
+                if cpus & 1 << from != 0 {
+                    model.log.push(Happened::RanOn(from));
+                }
+                if !others.is_empty() {
+                    (0..CPUS).filter(|cpu| *cpu != from).for_each(|cpu| model.serve(cpu));
+                }
+                let relax = OthersServe { mail: &mail, served: Cell::new(false) };
+                mail.run_on_many(&set(cpus), &mut nodes, &relax, &|_: &Masked| {
+                    log(Happened::RanOn(current().index()));
+                });
+            }
             Step::Call(cpu, node) => {
                 let free = waits[node].is_none() && !model.queued[node];
                 match mail.call(CpuId::new(cpu).expect("small"), &POOL[node], call, argument) {
                     Ok(pending) => {
                         prop_assert!(free, "a node was claimed twice");
                         model.ring_if_empty(cpu);
-                        model.calls[cpu].push_back((node, argument));
+                        model.calls[cpu].push_back(Call::Of { node, argument });
                         model.queued[node] = true;
                         waits[node] = Some(pending);
                     }
