@@ -69,6 +69,11 @@ impl Delivery for Deliver {
         let _ = events::get().send_ipi(cpu, Ipi::Call);
     }
 
+    fn ring_many(&self, cpus: &[CpuId]) {
+        // As above, for each.
+        events::get().send_ipis(cpus, Ipi::Call);
+    }
+
     fn handle(&self, masked: &Masked, kinds: Kinds) {
         if kinds.contains(Kind::Alive) {
             bind::took_ipi(masked);

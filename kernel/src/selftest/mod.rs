@@ -4,6 +4,7 @@
 //! Each is an async function on vcpu 0, started when every vcpu is online. They test what only a real Xen can show; logic that
 //! the host can run is tested there.
 
+mod broadcast;
 mod events;
 mod fatal;
 mod memory;
@@ -31,6 +32,7 @@ tests! {
     "timer" => time::timer,
     "clock" => time::clock,
     "ipi" => events::ipi,
+    "broadcast" => broadcast::broadcast,
     "port" => ports::port,
     "affinity" => ports::affinity,
     "storm" => ports::storm,
