@@ -43,8 +43,9 @@ enum Command {
     },
     /// Boot the kernel as Xen's initial domain: two seconds, no xl, no suspend.
     ///
-    /// For self-tests (--extra test=NAME; test=list names them) and for a quick look. The run is good
-    /// when the test passes or, under workload=heartbeat, when --beats heartbeats came.
+    /// For self-tests (--extra test=NAME; test=list names them), for benches (--extra bench=NAME, bench=all,
+    /// bench=list) and for a quick look. The run is good when the test passes, when the benches have told all
+    /// their figures or, under workload=heartbeat, when --beats heartbeats came.
     Direct(direct::DirectOptions),
     /// Start a guest under xl with its console on this terminal; Ctrl-] leaves.
     Run(run::RunOptions),

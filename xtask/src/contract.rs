@@ -72,6 +72,14 @@ pub enum Event {
     Bench {
         name: String,
     },
+    /// The run of benches is over; so many figures were told.
+    BenchEnd {
+        benches: u64,
+    },
+    /// One name that `bench=` knows, said under `bench=list`.
+    BenchName {
+        name: String,
+    },
     Panic {
         cpu: u32,
         msg: String,
@@ -186,6 +194,8 @@ fn type_event(line: &Line) -> Result<Event, Breach> {
         },
         "check" => Event::Check { name: keys.text("name")?, pass: keys.verdict("result")? },
         "bench" => Event::Bench { name: keys.text("name")? },
+        "bench-end" => Event::BenchEnd { benches: keys.number("benches")? },
+        "bench-name" => Event::BenchName { name: keys.text("name")? },
         "panic" => Event::Panic { cpu: keys.number("cpu")?, msg: keys.text("msg")?, at: keys.text("at")? },
         "backtrace" => Event::Backtrace { cpu: keys.number("cpu")?, pc: keys.address("pc")? },
         "shutdown" => Event::Shutdown { reason: keys.text("reason")? },
@@ -269,6 +279,8 @@ mod tests {
             ),
             ("check name=memory result=fail why=x", Event::Check { name: "memory".into(), pass: false }),
             ("bench name=null unit=ns n=3", Event::Bench { name: "null".into() }),
+            ("bench-end benches=16", Event::BenchEnd { benches: 16 }),
+            ("bench-name name=null", Event::BenchName { name: "null".into() }),
             ("panic cpu=1 msg=\"a b\" at=x.rs:3", Event::Panic { cpu: 1, msg: "a b".into(), at: "x.rs:3".into() }),
             ("backtrace cpu=1 pc=0xffffffff80001000", Event::Backtrace { cpu: 1, pc: 0xffff_ffff_8000_1000 }),
             ("shutdown reason=poweroff", Event::Shutdown { reason: "poweroff".into() }),

@@ -16,8 +16,10 @@ use crate::drive::watch::{Failure, Watch};
 pub enum Goal {
     /// This self-test has given its verdict.
     Test(String),
-    /// The kernel has named its self-tests (`test=list`) and shut down.
+    /// The kernel has named its self-tests (`test=list`), or its benches (`bench=list`), and shut down.
     List,
+    /// The kernel has run all benches that were asked for, and no figure that it counts was missed.
+    Benches,
     /// So many heartbeats of all vCPUs have come.
     Beats(u32),
     /// All vCPUs are online.
@@ -31,9 +33,9 @@ impl Goal {
     pub fn from_cmdline(cmdline: &str, beats: u32) -> Goal {
         let value = |key: &str| cmdline.split_whitespace().find_map(|word| word.strip_prefix(key));
         match (value("test="), value("bench=")) {
-            (Some("list"), _) => Goal::List,
+            (Some("list"), _) | (None, Some("list")) => Goal::List,
             (Some(name), _) => Goal::Test(name.to_owned()),
-            (None, Some(_)) => Goal::End,
+            (None, Some(_)) => Goal::Benches,
             (None, None) if value("workload=") == Some("heartbeat") => Goal::Beats(beats),
             (None, None) => Goal::Online,
         }
@@ -47,6 +49,7 @@ pub struct Judge {
     vcpus: u32,
     watch: Watch,
     beats: u32,
+    figures: u64,
     reached: bool,
     failure: Option<Failure>,
     /// What the guest has told, for the report.
@@ -60,6 +63,8 @@ pub struct Told {
     pub online_ns: Option<u64>,
     /// Names from `test=list`.
     pub tests: Vec<String>,
+    /// Names from `bench=list`.
+    pub benches: Vec<String>,
     /// Why it shut down, if it did.
     pub shutdown: Option<String>,
     /// Self-checks passed.
@@ -71,7 +76,7 @@ impl Judge {
     pub fn new(goal: Goal, vcpus: u32) -> Judge {
         let mut watch = Watch::new(vcpus);
         watch.expect_shutdown();
-        Judge { goal, vcpus, watch, beats: 0, reached: false, failure: None, told: Told::default() }
+        Judge { goal, vcpus, watch, beats: 0, figures: 0, reached: false, failure: None, told: Told::default() }
     }
 
     /// Takes one line; `Break` when there is nothing more to wait for.
@@ -95,6 +100,9 @@ impl Judge {
             }
             (Event::Check { name, pass: true }, Goal::Test(wanted)) => self.reached = name == wanted,
             (Event::Test { name }, _) => self.told.tests.push(name.clone()),
+            (Event::BenchName { name }, _) => self.told.benches.push(name.clone()),
+            (Event::Bench { .. }, _) => self.figures += 1,
+            (Event::BenchEnd { benches }, Goal::Benches) => self.reached = *benches == self.figures,
             (Event::Heartbeat { vcpus, beats_min, .. }, Goal::Beats(wanted)) => {
                 self.beats += u32::from(*vcpus == self.vcpus && *beats_min > 0);
                 self.reached = self.beats >= *wanted;
@@ -102,7 +110,7 @@ impl Judge {
             (Event::Shutdown { reason }, goal) => {
                 self.told.shutdown = Some(reason.clone());
                 self.reached = match goal {
-                    Goal::List => !self.told.tests.is_empty(),
+                    Goal::List => !self.told.tests.is_empty() || !self.told.benches.is_empty(),
                     Goal::End => true,
                     _ => false,
                 };
@@ -156,7 +164,9 @@ mod tests {
             ("workload=idle", Goal::Online),
             ("test=timer evtchn=2l", Goal::Test("timer".into())),
             ("test=list", Goal::List),
-            ("bench=null", Goal::End),
+            ("bench=null", Goal::Benches),
+            ("bench=all evtchn=fifo", Goal::Benches),
+            ("bench=list", Goal::List),
         ] {
             assert_eq!(Goal::from_cmdline(cmdline, 2), goal, "{cmdline}");
         }
@@ -172,6 +182,20 @@ mod tests {
         assert_eq!((verdict, taken), (Ok(true), 2));
         let (verdict, _, told) = run("test=list", &["stasis: test name=a", "stasis: test name=b", END]);
         assert_eq!((verdict, told.tests), (Ok(true), vec!["a".to_owned(), "b".to_owned()]));
+        let (verdict, _, told) = run("bench=list", &["stasis: bench-name name=a", END]);
+        assert_eq!((verdict, told.benches), (Ok(true), vec!["a".to_owned()]));
+        let figure = "stasis: bench name=null n=1";
+        let (verdict, taken, _) = run("bench=null", &[ONLINE, figure, "stasis: bench-end benches=1", END]);
+        assert_eq!((verdict, taken), (Ok(true), 2));
+    }
+
+    #[test]
+    fn benches_that_do_not_end_or_lose_a_figure_are_not_good() {
+        let figure = "stasis: bench name=null n=1";
+        assert_eq!(run("bench=null", &[ONLINE, figure]).0, Ok(false));
+        assert_eq!(run("bench=null", &[ONLINE, figure, "stasis: bench-end benches=2"]).0, Ok(false));
+        let ended = [ONLINE, figure, "stasis: bench-end benches=2", END];
+        assert_eq!(run("bench=null", &ended).0, Err(Failure::Shutdown("poweroff".into())));
     }
 
     #[test]
