@@ -3,7 +3,7 @@
 //! Context of every handler here: upcall, upcalls masked. They note what happened, wake tasks, run the calls of the inbox, which
 //! are short, and leave all else to the executor. VIRQ_DEBUG alone prints.
 
-use evtchn::{AbiKind, Events, Handlers, Ipi, Place, Virq, Xen};
+use evtchn::{AbiKind, Events, Handler, Handlers, Ipi, Place, Virq, Xen};
 use percpu::Masked;
 use spin::Once;
 
@@ -11,8 +11,8 @@ use crate::{cpus, dump, memory, timer};
 
 static EVENTS: Once<Events<Xen>> = Once::new();
 
-/// Makes the tables. Boot, once, before `shared_info` is attached.
-pub(crate) fn init(nr_cpus: usize, abi: AbiKind) {
+/// Makes the tables. Boot, once, before `shared_info` is attached. `on_timer`: [`on_timer`], or what calls it.
+pub(crate) fn init(nr_cpus: usize, abi: AbiKind, on_timer: Handler) {
     let handlers = Handlers::new().virq(Virq::TIMER, on_timer).virq(Virq::DEBUG, on_debug).ipi(Ipi::Call, on_ipi);
     EVENTS.call_once(|| Events::new(nr_cpus, abi, handlers, Xen { place_of }));
 }
@@ -35,7 +35,8 @@ pub(crate) fn upcall() {
     let _ = get().demux(&masked, percpu::vcpu_info());
 }
 
-fn on_timer(masked: &Masked) {
+/// What handles VIRQ_TIMER.
+pub(crate) fn on_timer(masked: &Masked) {
     timer::on_event(masked);
     cpus::took_timer(masked);
 }

@@ -11,12 +11,14 @@
 //! | `shared_info`, `vcpu_info`, p2m published | [`cpus::start_boot_cpu`] | heap |
 //! | virqs, IPI, timer of vcpu 0 | [`cpus`] | events |
 //! | other vcpus | [`cpus::start_others`] | all of the above |
-//! | xenstore, workload or test | tasks | online |
+//! | xenstore, workload, test or benches | tasks | online |
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
-#[cfg(target_os = "none")]
+#[cfg(any(test, target_os = "none"))]
 extern crate alloc;
 
+#[cfg(any(test, target_os = "none"))]
+mod bench;
 #[cfg(target_os = "none")]
 mod check;
 #[cfg(any(test, target_os = "none"))]

@@ -10,7 +10,7 @@ use xen_sys::abi::xen::StartInfo;
 use xen_sys::hypercall::{traps as hypercall, version};
 
 use crate::start_info::{self, Rings};
-use crate::{console, control, cpus, devices, events, executor, memory, selftest, time, timer, traps, workload};
+use crate::{bench, console, control, cpus, devices, events, executor, memory, selftest, time, timer, traps, workload};
 
 /// The boot CPU's area. In the image, because it is needed before there is a heap.
 static BOOT_AREA: Area = Area::new(CpuId::BOOT);
@@ -58,9 +58,10 @@ unsafe extern "C" fn stasis_main(start_info: *const StartInfo, builder_stack_top
     if cmdline.suspend == boot::SuspendVia::Evtchn {
         panic!("suspend=evtchn: this version takes requests from xenstore only; say suspend=xenstore, or leave it out");
     }
-    if let Some(names) = cmdline.bench {
-        panic!("bench={names}: this version has no benches");
+    if cmdline.test.is_some() && cmdline.bench.is_some() {
+        panic!("test= and bench=: each ends the domain; say one of them");
     }
+    let benches = cmdline.bench.map(|names| bench::Chosen::parse(names).unwrap_or_else(|error| panic!("{error}")));
 
     let nr = cpus::count().unwrap_or_else(|error| panic!("{error}"));
     events::init(
@@ -69,6 +70,7 @@ unsafe extern "C" fn stasis_main(start_info: *const StartInfo, builder_stack_top
             boot::Abi::TwoLevel => AbiKind::TwoLevel,
             boot::Abi::Fifo => AbiKind::Fifo,
         },
+        if benches.is_some() { bench::on_timer } else { events::on_timer },
     );
     executor::init(nr);
     timer::init(nr);
@@ -85,9 +87,10 @@ unsafe extern "C" fn stasis_main(start_info: *const StartInfo, builder_stack_top
             // SAFETY: the page is ours, the daemon's and nobody else's, and is made of atomics.
             control::start(unsafe { &*memory::direct(rings.store) });
         }
-        match cmdline.test {
-            Some(name) => selftest::start(name),
-            None => workload::start(cmdline.workload),
+        match (cmdline.test, benches) {
+            (Some(name), _) => selftest::start(name),
+            (None, Some(benches)) => bench::start(benches),
+            (None, None) => workload::start(cmdline.workload),
         }
     };
     executor::spawn_on(CpuId::BOOT, run);

@@ -74,6 +74,20 @@ impl TimeRecord {
         let ns = scale(ahead.unsigned_abs(), self.mul, self.shift);
         if ahead < 0 { self.system_time.saturating_sub(ns) } else { self.system_time.saturating_add(ns) }
     }
+
+    /// What the TSC is when system time becomes `system_ns`, which may be before the record was made.
+    pub(crate) fn tsc_at(&self, system_ns: u64) -> u64 {
+        let ahead = system_ns.wrapping_sub(self.system_time).cast_signed();
+        let ticks = self.ticks(ahead.unsigned_abs());
+        if ahead < 0 { self.tsc_timestamp.wrapping_sub(ticks) } else { self.tsc_timestamp.wrapping_add(ticks) }
+    }
+
+    /// How many TSC ticks go into `ns`, rounded down.
+    pub(crate) fn ticks(&self, ns: u64) -> u64 {
+        let shifted = (u128::from(ns) << 32) / u128::from(self.mul.max(1));
+        let by = self.shift.unsigned_abs();
+        u64::try_from(if self.shift < 0 { shifted << by } else { shifted >> by }).unwrap_or(u64::MAX)
+    }
 }
 
 /// TSC ticks to nanoseconds: `(ticks << shift) * mul / 2^32`, without losing high bits.
@@ -207,6 +221,19 @@ mod tests {
         assert_eq!(record.system_time_ns(1000), 5000);
         assert_eq!(record.system_time_ns(1010), 5010);
         assert_eq!(record.system_time_ns(990), 4990);
+    }
+
+    #[test]
+    fn ticks_and_nanoseconds_lead_to_each_other() {
+        // 1, 4 and 2.4 GHz, the last as Xen has it: 10^9 * 2^32 / 2.4*10^9, made at least 2^31 by a shift.
+        for (mul, shift, khz) in [(1 << 31, 1, 1_000_000), (1 << 31, -1, 4_000_000), (3_579_139_413, -1, 2_400_000)] {
+            let record = TimeRecord { tsc_timestamp: 1 << 40, system_time: 5_000_000_000, mul, shift, stable: true };
+            assert!(record.ticks(1_000_000).abs_diff(khz) <= 1, "{} kHz", record.ticks(1_000_000));
+            for system_ns in [5_000_000_000, 5_001_000_000, 4_999_999_000] {
+                let back = record.system_time_ns(record.tsc_at(system_ns));
+                assert!(back.abs_diff(system_ns) <= 1, "{system_ns} came back as {back}");
+            }
+        }
     }
 
     #[test]
