@@ -9,10 +9,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::Trial;
 use tests::{Invocation, Transcript, build, session, verdict};
 use xtask::commands::direct::boot;
+use xtask::contract::{Event, Said, read};
 use xtask::drive::direct::{Goal, Told};
 use xtask::drive::guest::backtrace;
 use xtask::drive::watch::{Failure, Panic};
@@ -47,6 +48,8 @@ impl Bench {
     }
 
     fn boot(&self, name: &str, cmdline: &str, vcpus: u32, memory_mib: u32, goal: Goal) -> Result<Seen> {
+        // Benches pass thousands of events between two vCPUs: seconds, but minutes where their processors take turns.
+        let more = if goal == Goal::Benches { 300 } else { 0 };
         let config = DirectConfig {
             kernel: self.kernel.clone(),
             cmdline: cmdline.to_owned(),
@@ -55,7 +58,7 @@ impl Bench {
             host_cpus: 2,
             xen_args: Vec::new(),
             logs: self.logs.join(name.replace("::", "-")),
-            limit: Duration::from_secs(60 + u64::from(vcpus)),
+            limit: Duration::from_secs(60 + u64::from(vcpus) + more),
         };
         let mut transcript = Transcript::open(&self.logs, name)?;
         let mut lines = Vec::new();
@@ -117,6 +120,102 @@ fn unknown_test(bench: &Bench) -> Result<()> {
     let seen = bench.boot("unknown-test", "test=no-such-test", 2, 64, Goal::End)?;
     ensure!(!seen.says(&["result=pass"]), "an unknown test passed:\n{}", seen.all());
     seen.panics("test=no-such-test: no such test").map(drop)
+}
+
+/// A bench that does not exist ends the domain before it does anything, and the message names those that do.
+fn unknown_bench(bench: &Bench) -> Result<()> {
+    let seen = bench.boot("unknown-bench", "bench=null-hypercall,no-such-bench", 2, 64, Goal::End)?;
+    ensure!(!seen.says(&["stasis: online"]), "an unknown bench went online:\n{}", seen.all());
+    let panic = seen.panics("bench=no-such-bench: no such bench")?;
+    ensure!(panic.msg.contains("null-hypercall"), "it does not name those that there are: {panic:?}");
+    Ok(())
+}
+
+/// One bench's figures and the buckets behind them.
+struct Figures {
+    line: Said,
+    parts: Vec<Said>,
+}
+
+impl Figures {
+    /// All that a guest has told, in order.
+    fn all(lines: &[String]) -> Result<Vec<Figures>> {
+        let mut all: Vec<Figures> = Vec::new();
+        for said in lines.iter().filter_map(|line| read(line)) {
+            let said = said?;
+            if matches!(said.event, Event::Bench { .. }) {
+                all.push(Figures { line: said, parts: Vec::new() });
+            } else if said.line.event == "bench-hist" {
+                let Some(last) = all.last_mut() else { bail!("buckets of no bench: {said:?}") };
+                last.parts.push(said);
+            }
+        }
+        Ok(all)
+    }
+
+    fn name(&self) -> Result<&str> {
+        text(&self.line, "name")
+    }
+
+    /// The figures are in order, and the buckets hold what they say. How large they are is the machine's.
+    fn hold(&self) -> Result<()> {
+        let keys = ["min", "p50", "p90", "p99", "p999", "max"];
+        let figures = keys.into_iter().map(|key| number(&self.line, key)).collect::<Result<Vec<_>>>()?;
+        ensure!(figures.is_sorted(), "{keys:?} are {figures:?}");
+        let n = number(&self.line, "n")?;
+        ensure!(n > 0, "no samples");
+        let mut buckets = Vec::new();
+        for (part, said) in (1..).zip(&self.parts) {
+            ensure!(text(said, "name")? == self.name()?, "buckets of another bench: {said:?}");
+            ensure!((number(said, "part")?, number(said, "of")?) == (part, self.parts.len() as u64), "{said:?}");
+            for bucket in text(said, "buckets")?.split(',') {
+                let Some((low, count)) = bucket.split_once(':') else { bail!("{bucket:?} is no bucket: {said:?}") };
+                buckets.push((low.parse::<u64>()?, count.parse::<u64>()?));
+            }
+        }
+        ensure!(buckets.is_sorted_by(|one, next| one.0 < next.0), "the buckets do not ascend: {buckets:?}");
+        let inside = buckets.iter().map(|(_, count)| count).sum::<u64>();
+        ensure!(inside == n, "{n} samples, and {inside} in the buckets: {buckets:?}");
+        let ends = buckets.first().zip(buckets.last()).map(|((first, _), (last, _))| (*first, *last));
+        let within = ends.is_some_and(|(first, last)| first <= figures[0] && last <= figures[figures.len() - 1]);
+        ensure!(within, "least and greatest are not in the first and last bucket: {figures:?}, {buckets:?}");
+        Ok(())
+    }
+}
+
+fn text<'a>(said: &'a Said, key: &str) -> Result<&'a str> {
+    said.line.get(key).with_context(|| format!("no {key}= in {said:?}"))
+}
+
+fn number(said: &Said, key: &str) -> Result<u64> {
+    let value = text(said, key)?;
+    value.parse().with_context(|| format!("{key}={value} in {said:?}"))
+}
+
+/// All benches run to their end with this ABI, and say figures that hold together.
+fn benches(bench: &Bench, abi: &str) -> Result<()> {
+    let names = bench.good(&format!("bench-list::{abi}"), "bench=list", 1, 64)?.benches;
+    let seen = bench.boot(&format!("bench::{abi}"), &format!("bench=all evtchn={abi}"), 2, 64, Goal::Benches)?;
+    let all = Figures::all(&seen.lines)?;
+    seen.outcome?;
+    for figures in &all {
+        ensure!(text(&figures.line, "abi")? == abi, "another ABI: {:?}", figures.line);
+        figures.hold().with_context(|| format!("{:?}", figures.line))?;
+    }
+    let told = all.iter().map(Figures::name).collect::<Result<Vec<_>>>()?;
+    let missing: Vec<_> = names.iter().filter(|name| !told.contains(&name.as_str())).collect();
+    ensure!(missing.is_empty(), "no figures of {missing:?}, but of {told:?}");
+    Ok(())
+}
+
+/// What takes two vCPUs is left out where there is one, and said to be.
+fn benches_alone(bench: &Bench) -> Result<()> {
+    let seen = bench.boot("bench-alone", "bench=null-hypercall,ipi-call", 1, 64, Goal::Benches)?;
+    let (skipped, all) = (seen.says(&["bench-skip", "name=ipi-call", "needs two vcpus"]), Figures::all(&seen.lines)?);
+    seen.outcome?;
+    ensure!(skipped, "nothing is said of ipi-call");
+    ensure!(all.len() == 1, "figures of {} benches", all.len());
+    all.iter().try_for_each(Figures::hold)
 }
 
 /// More vCPUs than supported: said, and not half run.
@@ -222,7 +321,13 @@ fn trials(bench: Bench, self_tests: Vec<String>) -> Vec<Trial> {
         let run = move || bench.good(&boot_name, "workload=heartbeat", vcpus, memory_mib).map(drop);
         trials.push(Trial::test(name, move || verdict(run())));
     }
-    let odd: [(&str, Work); 5] = [
+    for abi in ["2l", "fifo"] {
+        let bench = Arc::clone(&bench);
+        trials.push(Trial::test(format!("bench::{abi}"), move || verdict(benches(&bench, abi))));
+    }
+    let odd: [(&str, Work); 7] = [
+        ("bench::one_vcpu", benches_alone),
+        ("odd::unknown_bench", unknown_bench),
         ("odd::unknown_key", unknown_key),
         ("odd::malformed_value", malformed_value),
         ("odd::unknown_test", unknown_test),
