@@ -23,6 +23,7 @@ extern crate std;
 
 mod abi;
 mod action;
+mod bare;
 mod chunks;
 mod counters;
 mod demux;
@@ -51,6 +52,7 @@ mod two_level;
 
 pub use abi::AbiKind;
 pub use action::{Action, EndOfEvent};
+pub use bare::FifoPlace;
 pub use counters::CpuCounts;
 pub use demux::Upcall;
 pub use device::{Binding, Unbinding};

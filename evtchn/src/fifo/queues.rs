@@ -66,6 +66,11 @@ impl Queues {
         Some(self.block.address().cast())
     }
 
+    /// The ready bits that Xen sets.
+    pub(crate) fn ready(&self) -> &AtomicU32 {
+        &self.block.ready
+    }
+
     /// Xen refused.
     pub(crate) fn forget(&self) {
         // ORDERING: Relaxed, as above.

@@ -84,6 +84,11 @@ impl EventWord {
         }
     }
 
+    /// The whole word.
+    pub(crate) fn bits(&self) -> &AtomicU32 {
+        &self.0
+    }
+
     /// Masks the port. It may stay in a queue; its event then waits.
     pub(crate) fn mask(&self) {
         // ORDERING: Relaxed. Stops deliveries to come, orders nothing.

@@ -7,9 +7,15 @@
 //! All run from one task on vcpu 0, started when every vcpu is online, and measure without an await in between: no executor,
 //! no other task and no line of the console stands between two samples. What the other vcpus do meanwhile is in `others.rs`.
 //! Where the TSC is not native, Xen traps every RDTSC, and that is all that would be measured: `bench-begin` says what one costs.
+//!
+//! A domain that is suspended meanwhile loses the ports that are measured, and panics.
 
 #[cfg(target_os = "none")]
 mod across;
+#[cfg(target_os = "none")]
+mod bare;
+#[cfg(target_os = "none")]
+mod bare_stubs;
 #[cfg(target_os = "none")]
 mod calls;
 #[cfg(target_os = "none")]

@@ -7,7 +7,7 @@ use core::future::Future;
 use core::pin::Pin;
 
 use super::report::Report;
-use super::{across, calls, here, timer};
+use super::{across, bare, calls, here, timer};
 use crate::time::{self, TimeRecord};
 use crate::{control, cpus, events, executor};
 
@@ -35,6 +35,7 @@ benches! {
     "event-other" => across::event_other,
     "timer-busy" => timer::timer_busy,
     "storm" => across::storm,
+    "bare-ipi" => bare::bare_ipi,
 }
 
 /// What `bench=` asks for.
