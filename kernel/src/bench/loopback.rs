@@ -3,15 +3,14 @@
 //!
 //! Context: task on vcpu 0.
 
-use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use evtchn::{Action, ActionHandler, PortNr};
-use percpu::CpuId;
+use evtchn::{Action, Binding, EndOfEvent, PortNr};
+use percpu::{CpuId, Masked};
 use xen_sys::abi::xen::DOMID_SELF;
-use xen_sys::hypercall::evtchn as hypercall;
+use xen_sys::hypercall::{evtchn as hypercall, sched};
 
 use crate::{events, timer};
 
@@ -24,9 +23,11 @@ struct Channel {
     near: u32,
     /// The end that has the handler.
     far: u32,
-    /// Lives for ever, as all actions do.
-    action: &'static Action,
+    /// `None` where binding it failed.
+    binding: Option<Binding>,
 }
+
+type Handler = fn(&Masked, &Action);
 
 /// Channels whose events go to one CPU. Their ports are given back when it is dropped.
 pub(super) struct Loopback {
@@ -38,7 +39,7 @@ impl Loopback {
     ///
     /// # Errors
     /// Which call Xen refused, most often as the domain has no more ports.
-    pub(super) async fn new(nr: usize, cpu: CpuId, handler: ActionHandler) -> Result<Loopback, String> {
+    pub(super) async fn new(nr: usize, cpu: CpuId, handler: Handler) -> Result<Loopback, String> {
         let mut made = Loopback { channels: Vec::with_capacity(nr) };
         for _ in 0..nr {
             made.add(cpu, handler)?;
@@ -52,15 +53,21 @@ impl Loopback {
         Ok(made)
     }
 
-    fn add(&mut self, cpu: CpuId, handler: ActionHandler) -> Result<(), String> {
+    fn add(&mut self, cpu: CpuId, handler: Handler) -> Result<(), String> {
         let refused = |what: &'static str| move |errno| format!("{what}: {errno}");
         let near = hypercall::alloc_unbound(DOMID_SELF, DOMID_SELF).map_err(refused("alloc_unbound"))?;
         let far = hypercall::bind_interdomain(DOMID_SELF, near).inspect_err(|_| close(near));
         let far = far.map_err(refused("bind_interdomain"))?;
-        let action: &'static Action = Box::leak(Box::new(Action::new(handler, 0)));
-        self.channels.push(Channel { near, far, action });
-        let nr = PortNr::new(far).ok_or_else(|| format!("port {far} is out of range"))?;
-        events::get().bind_device(nr, cpu, action).map(drop).map_err(|error| format!("{error}"))
+        let action = Action::new(EndOfEvent::AtOnce, 0, handler);
+        let bound = PortNr::new(far).ok_or_else(|| format!("port {far} is out of range"));
+        let bound =
+            bound.and_then(|nr| events::get().bind_device(nr, cpu, &action).map_err(|error| format!("{error}")));
+        let (binding, outcome) = match bound {
+            Ok(binding) => (Some(binding), Ok(())),
+            Err(why) => (None, Err(why)),
+        };
+        self.channels.push(Channel { near, far, binding });
+        outcome
     }
 
     /// Sends one event on each channel.
@@ -73,15 +80,22 @@ impl Loopback {
 
     /// Events handled since they were made.
     pub(super) fn count(&self) -> u64 {
-        self.channels.iter().map(|channel| channel.action.count()).sum()
+        self.channels
+            .iter()
+            .filter_map(|channel| channel.binding.as_ref())
+            .map(|binding| binding.action().count())
+            .sum()
     }
 }
 
 impl Drop for Loopback {
     fn drop(&mut self) {
         for channel in self.channels.drain(..) {
-            // Not bound: the last one, where that was what failed.
-            let _ = events::get().unbind_device(channel.action);
+            if let Some(Ok(mut unbinding)) = channel.binding.map(|binding| events::get().unbind_device(binding)) {
+                while !unbinding.is_over() {
+                    sched::yield_();
+                }
+            }
             close(channel.far);
             close(channel.near);
         }

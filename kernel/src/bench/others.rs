@@ -13,7 +13,7 @@ use xen_sys::hypercall::vcpu;
 use xen_sys::primitive::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::relax::Processor;
-use crate::{cpus, executor, time, timer};
+use crate::{cpus, events, executor, time, timer};
 
 /// How long a vcpu has been blocked when a sample of an idle one begins.
 const IDLE_NS: u64 = 1_000_000;
@@ -71,6 +71,8 @@ impl Others {
                     // ORDERING: Relaxed in all: a flag and a count, nothing is read because of them.
                     SPINNING.fetch_add(1, Ordering::Relaxed);
                     while SPIN.0.load(Ordering::Relaxed) {
+                        // As good as a turn of the executor: no port fires too often in one.
+                        events::get().end_turn(percpu::vcpu_info());
                         core::hint::spin_loop();
                     }
                     SPINNING.fetch_sub(1, Ordering::Relaxed);
