@@ -1,5 +1,5 @@
 //! The host's Xen: event channels of one domain in ordinary memory. For tests of this crate and of those above it,
-//! also under loom and Miri.
+//! also under loom, shuttle and Miri.
 //!
 //! A `shared_info`, a placed `vcpu_info` for each vcpu, and a table of ports; events are delivered bit by bit as
 //! `event_2l.c` does, or as `event_fifo.c` (`hosted/fifo.rs`) once the guest has switched over. What a vcpu does about them is up to the test: nothing here enters an upcall.
@@ -8,9 +8,13 @@ use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::ptr::NonNull;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
+#[cfg(not(shuttle))]
+use std::sync::{Mutex, MutexGuard};
 
 use percpu::{CpuId, Masked, Quiesced};
+#[cfg(shuttle)]
+use shuttle::sync::{Mutex, MutexGuard};
 use xen_sys::abi::event_channel::EVTCHN_FIFO_PRIORITY_MIN;
 use xen_sys::abi::xen::{SharedInfo, VIRQ_CONSOLE, VcpuInfo};
 use xen_sys::errno::Errno;
@@ -118,7 +122,8 @@ impl Fake {
     }
 
     /// All ports.
-    // std's lock and not loom's: nothing that loom watches happens while it is held.
+    // std's lock and not loom's: nothing that loom watches happens while it is held. Where `allocate` runs beside others,
+    // it does: shuttle's.
     pub fn channels(&self) -> MutexGuard<'_, Vec<Channel>> {
         self.0.channels.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,4 +1,4 @@
-//! The host's backend: a thread plays a CPU. For tests of everything above this crate, also under loom and Miri.
+//! The host's backend: a thread plays a CPU. For tests of everything above this crate, also under loom, shuttle and Miri.
 //!
 //! [`enter`] makes the calling thread a CPU; a thread is one CPU at a time. Nothing delivers upcalls here, so masking
 //! is only remembered, and tests can ask for it with [`upcalls_masked`].
@@ -14,12 +14,16 @@ struct Playing {
     masked: bool,
 }
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 std::thread_local! {
     static PLAYING: Cell<Option<Playing>> = const { Cell::new(None) };
 }
 #[cfg(loom)]
 loom::thread_local! {
+    static PLAYING: Cell<Option<Playing>> = Cell::new(None);
+}
+#[cfg(shuttle)]
+shuttle::thread_local! {
     static PLAYING: Cell<Option<Playing>> = Cell::new(None);
 }
 
@@ -91,7 +95,7 @@ fn playing() -> Playing {
     PLAYING.with(Cell::get).expect("hosted::enter() makes a thread play a CPU")
 }
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod areas {
     use alloc::boxed::Box;
     use alloc::collections::BTreeMap;
@@ -117,7 +121,7 @@ mod areas {
         &area().vcpu_info
     }
 }
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub use areas::{area, vcpu_info};
 
 #[cfg(all(test, not(loom)))]

@@ -18,7 +18,7 @@ extern crate alloc;
 #[cfg(all(not(test), not(target_os = "none")))]
 extern crate std;
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod area;
 mod id;
 mod set;
@@ -37,9 +37,9 @@ pub use gs::start_upcalls;
 #[cfg(not(target_os = "none"))]
 use hosted as backend;
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub use area::Area;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub use backend::{area, vcpu_info};
 pub use backend::{current, mask_upcalls};
 pub use id::CpuId;

@@ -71,7 +71,7 @@ impl<T> LocalSlot<T> {
         }
     }
 
-    /// LO3. Loom's threads are all one to it, and take turns.
+    /// LO3. The threads of a model are all one to it, and take turns.
     #[cfg(not(target_os = "none"))]
     fn check_thread(&self) {
         let me = std::thread::current().id();

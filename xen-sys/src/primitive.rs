@@ -1,23 +1,27 @@
-//! The switchable primitives: `core`'s normally, loom's under `cfg(loom)`.
+//! The switchable primitives: `core`'s normally, loom's under `cfg(loom)`, shuttle's under `cfg(shuttle)`.
 //!
 //! Every crate of the workspace takes its atomics from here, so that one build flag turns the whole stack into a model.
-//! Contexts: any. Nothing here blocks, except [`thread::yield_now`] under loom, which lets the model run another
-//! thread.
+//! Contexts: any. Nothing here blocks, except [`thread::yield_now`] in a model, which lets it run another thread.
+//!
+//! loom tries every order and every value that an ordering allows, with a few threads; shuttle tries some orders, with
+//! many threads, and takes every ordering for `SeqCst`. So only loom has cells that watch for races.
 //!
 //! [`cell::UnsafeCell`] has loom's closure interface in both builds. Handing out the raw pointer, as `core` does, was
 //! turned down: loom could not see when the access ends, and would miss every race on plain data.
 
 /// Atomics and fences.
 pub mod sync {
-    /// The atomic types; `core::sync::atomic` or loom's.
+    /// The atomic types; `core::sync::atomic`, or a model's.
     pub mod atomic {
-        #[cfg(not(loom))]
+        #[cfg(not(any(loom, shuttle)))]
         pub use core::sync::atomic::*;
         // loom has no compiler fence: it models no interrupt on the same thread, so the real one is right there too.
         #[cfg(loom)]
         pub use core::sync::atomic::compiler_fence;
         #[cfg(loom)]
         pub use loom::sync::atomic::*;
+        #[cfg(shuttle)]
+        pub use shuttle::sync::atomic::*;
     }
 }
 
@@ -93,19 +97,23 @@ impl<T> core::fmt::Debug for Opaque<T> {
 
 /// Hints to the processor.
 pub mod hint {
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     pub use core::hint::spin_loop;
     #[cfg(loom)]
     pub use loom::hint::spin_loop;
+    #[cfg(shuttle)]
+    pub use shuttle::hint::spin_loop;
 }
 
 /// What a waiting loop calls between two looks.
 pub mod thread {
     #[cfg(loom)]
     pub use loom::thread::yield_now;
+    #[cfg(shuttle)]
+    pub use shuttle::thread::yield_now;
 
     /// One pause of the processor. The kernel's own loops give the vcpu back through `hypercall::sched` instead.
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     #[inline(always)]
     pub fn yield_now() {
         core::hint::spin_loop();

@@ -31,7 +31,7 @@ pub(crate) struct EventPage {
     words: [EventWord; chunks::PORTS],
 }
 
-#[cfg(not(any(loom, miri)))]
+#[cfg(not(any(loom, shuttle, miri)))]
 const _: () = assert!(size_of::<EventPage>() == 4096, "Xen takes pages");
 
 impl EventPage {

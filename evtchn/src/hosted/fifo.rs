@@ -22,7 +22,9 @@ use crate::hypervisor::Place;
 // Held while Xen works on words and control blocks, so the model has to know of it.
 #[cfg(loom)]
 type QueueLock<T> = loom::sync::Mutex<T>;
-#[cfg(not(loom))]
+#[cfg(shuttle)]
+type QueueLock<T> = shuttle::sync::Mutex<T>;
+#[cfg(not(any(loom, shuttle)))]
 type QueueLock<T> = Mutex<T>;
 
 /// Something of the guest's that Xen was told of.
