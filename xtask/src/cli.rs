@@ -53,11 +53,11 @@ enum Command {
     Image,
     /// The one command before a commit: format, lints, host tests, docs, licences.
     Check(check::CheckOptions),
-    /// All layers of tests: lints, unit, property, loom, Miri, self-tests on Xen, the xl ladder.
+    /// All layers of tests: lints, unit, property, loom, shuttle, Miri, self-tests on Xen, the xl ladder.
     ///
     /// The last line is `N passed, N failed`, and `, N skipped` where something was not run.
     Test(test::TestOptions),
-    /// Explore the interleavings of the lock-free parts: every loom test.
+    /// Explore the interleavings of the lock-free parts: every loom test, then shuttle's scenes with a dozen CPUs.
     Model(models::ModelOptions),
     /// Run the host tests under Miri.
     Miri(models::ModelOptions),

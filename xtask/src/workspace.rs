@@ -34,7 +34,16 @@ impl Member {
 
     /// Its tests for loom.
     pub fn loom_tests(&self) -> impl Iterator<Item = &str> {
-        self.tests.iter().map(String::as_str).filter(|test| test.starts_with("loom_"))
+        self.tests_of("loom_")
+    }
+
+    /// Its scenes for shuttle.
+    pub fn shuttle_tests(&self) -> impl Iterator<Item = &str> {
+        self.tests_of("shuttle_")
+    }
+
+    fn tests_of(&self, prefix: &'static str) -> impl Iterator<Item = &str> {
+        self.tests.iter().map(String::as_str).filter(move |test| test.starts_with(prefix))
     }
 }
 
@@ -112,7 +121,7 @@ mod tests {
     const METADATA: &str = r#"{
       "packages": [
         {"id":"1","name":"evtchn","source":null,"targets":[
-          {"kind":["lib"],"name":"evtchn"},{"kind":["test"],"name":"loom_upcall"},{"kind":["test"],"name":"prop_table"}]},
+          {"kind":["lib"],"name":"evtchn"},{"kind":["test"],"name":"loom_upcall"},{"kind":["test"],"name":"shuttle_events"},{"kind":["test"],"name":"prop_table"}]},
         {"id":"2","name":"kernel","source":null,"targets":[{"kind":["bin"],"name":"stasis"}]},
         {"id":"6","name":"xtask","source":null,"targets":[{"kind":["bin"],"name":"xtask"}]},
         {"id":"3","name":"spin","version":"0.12.0","source":"registry","license":"MIT","targets":[]},
@@ -128,6 +137,7 @@ mod tests {
         let names: Vec<_> = workspace.members.iter().map(|m| (m.name.as_str(), m.is_kernel_side())).collect();
         assert_eq!(names, [("evtchn", true), ("kernel", true), ("xtask", false)]);
         assert_eq!(workspace.members[0].loom_tests().collect::<Vec<_>>(), ["loom_upcall"]);
+        assert_eq!(workspace.members[0].shuttle_tests().collect::<Vec<_>>(), ["shuttle_events"]);
         let dependency = |name: &str, licence: &str| Dependency { name: name.into(), licence: licence.into() };
         assert_eq!(workspace.dependencies, [dependency("spin 0.12.0", "MIT"), dependency("bare 1.0.0", "")]);
     }

@@ -1,8 +1,8 @@
 //! `cargo xtask model` and `cargo xtask miri`: concurrency models and the undefined-behaviour checker.
 //!
-//! Owns how loom tests and Miri are run, for these commands and as layers of `cargo xtask test`. Loom
-//! gets a target directory of its own: its cfg would rebuild everything twice a day. Turned down: one
-//! cargo call for all loom tests; one that explores too much could not be told from the others.
+//! Owns how loom tests, shuttle's scenes and Miri are run, for these commands and as layers of `cargo xtask test`. Each
+//! model checker gets a target directory of its own: its cfg would rebuild everything twice a day. Turned down: one
+//! cargo call for all tests of one; one that explores too much could not be told from the others.
 
 #![forbid(unsafe_code)]
 
@@ -17,7 +17,7 @@ use super::steps::{Steps, Tally};
 use crate::cargo;
 use crate::host::Progress;
 use crate::options::LogOptions;
-use crate::workspace::Workspace;
+use crate::workspace::{Member, Workspace};
 
 /// Options of both commands.
 #[derive(Clone, Debug, Args)]
@@ -34,7 +34,10 @@ pub struct ModelOptions {
 /// # Errors
 /// When a model fails, or there is none to run.
 pub fn run_model(options: &ModelOptions) -> Result<()> {
-    run(options, "model", loom)
+    run(options, "model", |steps, workspace| {
+        loom(steps, workspace);
+        shuttle(steps, workspace);
+    })
 }
 
 /// Runs `miri`.
@@ -62,28 +65,38 @@ fn run(options: &ModelOptions, name: &str, work: impl Fn(&mut Steps<'_>, &Worksp
 
 /// Runs every loom test of the workspace.
 pub fn loom(steps: &mut Steps<'_>, workspace: &Workspace) {
+    model(steps, workspace, "loom", |member| member.loom_tests().collect());
+}
+
+/// Runs every scene that shuttle plays.
+pub fn shuttle(steps: &mut Steps<'_>, workspace: &Workspace) {
+    model(steps, workspace, "shuttle", |member| member.shuttle_tests().collect());
+}
+
+/// Runs the tests of one model checker, which is also the name of its cfg, one by one.
+fn model(steps: &mut Steps<'_>, workspace: &Workspace, checker: &str, tests: impl Fn(&Member) -> Vec<&str>) {
     let mut any = false;
     for member in workspace.members.iter().filter(|member| member.is_kernel_side()) {
-        for test in member.loom_tests() {
+        for test in tests(member) {
             any = true;
             let mut command = cargo::cargo();
             command.args(["test", "--package", &member.name, "--release", "--test", test]);
             // A backtrace from inside a model overflows its coroutine's stack, and hides what failed.
             command
-                .env("RUSTFLAGS", "--cfg loom")
+                .env("RUSTFLAGS", format!("--cfg {checker}"))
                 .env("RUST_BACKTRACE", "0")
-                .env("CARGO_TARGET_DIR", loom_target_dir());
-            steps.run("loom", &format!("{} {test}", member.name), command, Tally::Tests);
+                .env("CARGO_TARGET_DIR", target_dir(checker));
+            steps.run(checker, &format!("{} {test}", member.name), command, Tally::Tests);
         }
     }
     if !any {
-        steps.skip("loom", "no crate has tests/loom_*.rs");
+        steps.skip(checker, &format!("no crate has tests/{checker}_*.rs"));
     }
 }
 
-fn loom_target_dir() -> PathBuf {
+fn target_dir(checker: &str) -> PathBuf {
     let base = std::env::var_os("CARGO_TARGET_DIR").map_or_else(cargo::results_dir, PathBuf::from);
-    base.join("loom")
+    base.join(checker)
 }
 
 /// Runs the host tests of every kernel-side crate under Miri; a missing nightly toolchain is a skip, said aloud.

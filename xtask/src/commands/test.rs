@@ -26,6 +26,8 @@ pub enum LayerName {
     Property,
     /// Models of the lock-free parts, every interleaving.
     Loom,
+    /// Scenes with more CPUs than loom can take, on random schedules.
+    Shuttle,
     /// The host tests under Miri.
     Miri,
     /// Self-tests inside the guest, booted as Xen's initial domain.
@@ -85,6 +87,7 @@ fn run_layer(layer: LayerName, options: &TestOptions, workspace: &Workspace, ste
         LayerName::Unit => check::unit(steps),
         LayerName::Property => check::property(steps),
         LayerName::Loom => models::loom(steps, workspace),
+        LayerName::Shuttle => models::shuttle(steps, workspace),
         LayerName::Miri => models::miri(steps, workspace),
         LayerName::Direct | LayerName::Xl if options.skip_lab => steps.skip(&name, "left out by --skip-lab"),
         LayerName::Direct | LayerName::Xl => on_xen(steps, &name),
