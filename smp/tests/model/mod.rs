@@ -17,17 +17,26 @@ pub(crate) fn cpu(n: usize) -> CpuId {
 std::thread_local! {
     /// Steps of waiting that are left in this execution before it is only run to its end.
     static STEPS: Cell<usize> = const { Cell::new(0) };
+    /// Those that it has taken since.
+    static TO_THE_END: Cell<usize> = const { Cell::new(0) };
 }
+
+/// More steps than an execution takes to its end, where it has one; far from where loom would say that a model is too large.
+const ENDLESS: usize = 400;
 
 /// Lets another thread of the model run; every wait of a model goes through here.
 ///
 /// Where two threads wait for a third, loom tries all ways in which the two take turns, and does not see that they lead
 /// nowhere. So after some steps of waiting an execution is no longer a start of others; loom's scheduler is fair, and
-/// brings it to its end.
+/// brings it to its end. One that has none waits for something that was lost.
 pub(crate) fn step() {
     STEPS.with(|steps| match steps.get().checked_sub(1) {
         Some(left) => steps.set(left),
-        None => loom::skip_branch(),
+        None => {
+            loom::skip_branch();
+            TO_THE_END.with(|nr| nr.set(nr.get() + 1));
+            assert!(TO_THE_END.with(Cell::get) < ENDLESS, "a wait that nobody ends");
+        }
     });
     thread::yield_now();
 }
@@ -95,6 +104,7 @@ pub(crate) fn check(preemptions: usize, steps: usize, model: impl Fn() + Sync + 
     builder.max_branches = 5_000;
     builder.check(move || {
         STEPS.with(|left| left.set(steps));
+        TO_THE_END.with(|nr| nr.set(0));
         model();
     });
 }
