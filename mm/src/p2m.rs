@@ -94,6 +94,7 @@ impl P2m {
         arch.max_pfn.store(self.nr_pages, Ordering::Relaxed);
         arch.p2m_vaddr.store(P2M_BASE, Ordering::Relaxed);
         // ORDERING: Release, pairs with the toolstack's read of p2m_cr3 (`map_p2m`): not 0 means that the others are valid.
+        // UNTESTED: the reader is the toolstack, in another domain.
         arch.p2m_cr3.store(xen_pfn_to_cr3(root.get()), Ordering::Release);
         Ok(())
     }

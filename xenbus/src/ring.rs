@@ -63,7 +63,8 @@ impl<'p> Half<'p> {
     /// [`BadIndices`], with nothing put.
     pub fn put(&self, from: &[u8]) -> Result<usize, BadIndices> {
         // ORDERING: Acquire, pairs with the consumer's Release advance of `cons` after it copied the bytes out (`take`,
-        // or xenstored's barrier): our stores to the slots that it freed come after its loads from them.
+        // or xenstored's barrier): our stores to the slots that it freed come after its loads from them. UNTESTED: see the
+        // head of tests/loom_ring.rs, it takes a load that is done after a later store.
         let cons = self.cons.load(Acquire);
         // ORDERING: Relaxed, we are its only writer while connected.
         let prod = self.prod.load(Relaxed);
@@ -100,7 +101,7 @@ impl<'p> Half<'p> {
         }
         if count > 0 {
             // ORDERING: Release, pairs with the producer's Acquire load of `cons` (`put`, or xenstored's barrier): our
-            // loads from the slots come before its stores to them.
+            // loads from the slots come before its stores to them. UNTESTED: as in `put`.
             self.cons.store(index, Release);
         }
         Ok(count)
@@ -179,6 +180,7 @@ impl<'p> Ring<'p> {
     #[must_use]
     pub fn is_connected(&self) -> bool {
         // ORDERING: Acquire, pairs with xenstored storing 0 after it has reset the indices: we see them reset.
+        // Weakening it fails in tests/loom_connection.rs.
         self.page.connection.load(Acquire) == abi::XENSTORE_CONNECTED
     }
 
