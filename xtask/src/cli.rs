@@ -5,7 +5,7 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::commands::{check, direct, image, models, run, setup, suspend, test};
+use crate::commands::{check, direct, image, models, mutate, run, setup, suspend, test};
 use crate::drive::cycles::Kind;
 
 /// Builds, runs, migrates and checks stasis, a Xen PV guest kernel made to be suspended.
@@ -59,6 +59,12 @@ enum Command {
     Test(test::TestOptions),
     /// Explore the interleavings of the lock-free parts: every loom test, then shuttle's scenes with a dozen CPUs.
     Model(models::ModelOptions),
+    /// Weaken every atomic ordering of the lock-free parts, one at a time, and see a loom test fail.
+    ///
+    /// The edits are made in a copy of the tree, target/mutate/tree. An ordering that no test misses fails the run,
+    /// unless its comment ends in `UNTESTED: reason` (or `UNTESTED Acquire: reason`, where there are two); that is told
+    /// as skipped. The last line is `N passed, N failed`, one for each edit, and `, N skipped`.
+    Mutate(mutate::MutateOptions),
     /// Run the host tests under Miri.
     Miri(models::ModelOptions),
     /// Fetch and build now what the other commands need, instead of when they need it.
@@ -81,6 +87,7 @@ impl Cli {
             Command::Check(options) => check::run(options),
             Command::Test(options) => test::run(&options),
             Command::Model(options) => models::run_model(&options),
+            Command::Mutate(options) => mutate::run(&options),
             Command::Miri(options) => models::run_miri(&options),
             Command::Setup(options) => setup::run(options),
         }
@@ -108,6 +115,7 @@ mod tests {
         }
         assert!(with(&format!("direct {guest}")).is_ok());
         assert!(with("migrate --cycles 3").is_ok());
+        assert!(with("mutate evtchn smp --file word.rs --line 80 --list --limit 9 --keep-logs").is_ok());
         assert!(with("save-restore --cycles 3 --checkpoint").is_ok());
     }
 

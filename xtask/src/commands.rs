@@ -7,6 +7,7 @@ pub mod check;
 pub mod direct;
 pub mod image;
 pub mod models;
+pub mod mutate;
 pub mod run;
 pub mod setup;
 pub mod steps;

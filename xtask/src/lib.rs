@@ -17,6 +17,7 @@ pub mod image;
 pub mod lab;
 pub mod licences;
 pub mod logfmt;
+pub mod mutate;
 pub mod options;
 pub mod progress;
 pub mod report;

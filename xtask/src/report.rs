@@ -60,6 +60,27 @@ pub fn layers(rows: &[Layer]) -> String {
     table.to_string()
 }
 
+/// A weakened ordering that was not found out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Survivor {
+    /// `file:line`.
+    pub place: String,
+    /// What was done to it.
+    pub what: String,
+    /// What the tests said.
+    pub why: String,
+}
+
+/// One row for each survivor.
+pub fn survivors(rows: &[Survivor]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header(["where", "weakened", "tests"]);
+    for row in rows {
+        table.add_row([&row.place, &row.what, &row.why]);
+    }
+    table.to_string()
+}
+
 /// Nanoseconds with three significant digits and a unit that fits.
 pub fn duration(ns: u64) -> String {
     #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
