@@ -64,7 +64,8 @@ impl<T: Sync> Chunks<T> {
         let new = Box::into_raw(make());
         // ORDERING: Release pairs with the Acquire in `get` (CH1). Acquire on failure, as in `get`: the other's
         //   piece is used.
-        // Weakening fails in evtchn/tests/loom_port_table.rs.
+        // Weakening the Release fails in evtchn/tests/loom_port_table.rs.
+        // UNTESTED Acquire: our callers look the piece up anew before they read it.
         match slot.compare_exchange(ptr::null_mut(), new, Ordering::Release, Ordering::Acquire) {
             // SAFETY: from Box::into_raw above, and stored: it lives as long as `self` (CH1).
             Ok(_) => Some(unsafe { &*new }),

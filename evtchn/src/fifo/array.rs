@@ -70,14 +70,17 @@ impl EventArray {
     /// Xen's; `ENOSPC` beyond the ABI.
     pub(crate) fn reach(&self, xen: &impl Hypervisor, nr: PortNr) -> Result<(), Errno> {
         loop {
-            // ORDERING: Relaxed, the words of a page are published by `Chunks`, and to Xen by the hypercall.
-            let told = self.told.load(Ordering::Relaxed);
+            // ORDERING: Acquire, pairs with the Release below: who goes on finds the pages in `Chunks`. What is in them
+            //   `Chunks` publishes, and to Xen the hypercall.
+            // Weakening fails in evtchn/tests/loom_event_array.rs.
+            let told = self.told.load(Ordering::Acquire);
             let known = told / 2;
             if nr.index() / chunks::PORTS < known as usize {
                 return Ok(());
             }
             // ORDERING: Relaxed on failure, the loop looks again. Acquire on success, pairs with the Release below: who
             //   tells Xen of a page does so after the one before.
+            // UNTESTED Acquire: but for a page that Xen refused, the load above has acquired the same value.
             let mine = told.is_multiple_of(2)
                 && self.told.compare_exchange(told, told + 1, Ordering::Acquire, Ordering::Relaxed).is_ok();
             if !mine {
@@ -85,7 +88,8 @@ impl EventArray {
                 continue;
             }
             let done = self.tell(xen, known as usize);
-            // ORDERING: Release, pairs with the Acquire above (EA1).
+            // ORDERING: Release, pairs with the Acquires above (EA1).
+            // Weakening fails in evtchn/tests/loom_event_array.rs.
             self.told.store(told + if done.is_ok() { 2 } else { 0 }, Ordering::Release);
             done?;
         }
