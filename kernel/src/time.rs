@@ -33,6 +33,31 @@ pub(crate) fn tsc() -> u64 {
     unsafe { _rdtsc() }
 }
 
+/// Whether Xen traps every RDTSC of this domain, as its time leaf has it. The answer can change with a restore.
+/// Source: xen/include/public/arch-x86/cpuid.h, leaf 0x40000x03, sub-leaf 0.
+#[cfg(target_os = "none")]
+pub(crate) fn tsc_is_emulated() -> bool {
+    /// Xen's leaves begin elsewhere only where another hypervisor's come first, and none do for a PV guest.
+    const TIME_LEAF: u32 = 0x4000_0003;
+    let flags: u32;
+    // SAFETY: the prefix (`ud2`, "xen") has Xen emulate the instruction, which writes four registers; rbx is put back, as it may
+    //   not be named.
+    unsafe {
+        core::arch::asm!(
+            "mov {rbx}, rbx",
+            ".byte 0x0f, 0x0b, 0x78, 0x65, 0x6e",
+            "cpuid",
+            "mov rbx, {rbx}",
+            rbx = out(reg) _,
+            inout("eax") TIME_LEAF => flags,
+            inout("ecx") 0 => _,
+            out("edx") _,
+            options(nostack, nomem, preserves_flags),
+        );
+    }
+    flags & 1 != 0
+}
+
 /// A consistent copy of a time record.
 #[derive(Clone, Copy)]
 pub(crate) struct TimeRecord {

@@ -6,7 +6,9 @@
 //!
 //! All run from one task on vcpu 0, started when every vcpu is online, and measure without an await in between: no executor,
 //! no other task and no line of the console stands between two samples. What the other vcpus do meanwhile is in `others.rs`.
-//! Where the TSC is not native, Xen traps every RDTSC, and that is all that would be measured: `bench-begin` says what one costs.
+//!
+//! Where the TSC is not native Xen traps every RDTSC: that is most of what is measured then, and differences between vcpus are made
+//! up. `bench-begin` says which it is.
 //!
 //! A domain that is suspended meanwhile loses the ports that are measured, and panics.
 
