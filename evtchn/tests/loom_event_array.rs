@@ -5,7 +5,7 @@
 use std::ptr::NonNull;
 
 use evtchn::hosted::{Batch, Channel, Fake, cpu, masked, nr, quiesced};
-use evtchn::{AbiKind, Action, Events, Handlers, Hypervisor, Place, PortNr, Ports};
+use evtchn::{AbiKind, Action, EndOfEvent, Events, Handlers, Hypervisor, Place, PortNr, Ports};
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::thread;
@@ -58,6 +58,10 @@ impl Hypervisor for Xen {
         self.fake.bind_vcpu(port, cpu)
     }
 
+    fn set_priority(&self, port: PortNr, priority: u32) -> Result<(), Errno> {
+        self.fake.set_priority(port, priority)
+    }
+
     fn close(&self, port: PortNr) -> Result<(), Errno> {
         self.fake.close(port)
     }
@@ -84,10 +88,10 @@ fn pages_are_told_of_one_after_the_other() {
         let (xen, events) = up();
         let binders = [PAGE, 2 * PAGE].map(|port| {
             xen.fake.channels()[port as usize] = Channel::Device(cpu(0));
-            let (events, action) = (events.clone(), &*Box::leak(Box::new(Action::new(|_, _| (), 0))));
+            let (events, action) = (events.clone(), Action::new(EndOfEvent::AtOnce, 0, |_, _| ()));
             thread::spawn(move || {
                 let _on = percpu::hosted::enter(cpu(0));
-                events.bind_device(nr(port), cpu(0), action).expect("free");
+                events.bind_device(nr(port), cpu(0), &action).expect("free");
             })
         });
         for binder in binders {
