@@ -49,6 +49,7 @@ pub(crate) struct Taken {
 }
 
 /// The ABI in use, with what it needs for the whole domain.
+#[expect(clippy::large_enum_variant, reason = "one for the domain, and looked at for each event")]
 pub(crate) enum Abi {
     TwoLevel(SharedPage),
     Fifo(EventArray),
@@ -228,19 +229,21 @@ impl Abi {
         }
     }
 
-    /// `None` if nothing is attached; `flags` are left alone then.
+    /// Takes all that is pending for this CPU. `None` if nothing is attached; `flags` are left alone then.
+    ///
+    /// There are two of `handle`, the same one twice: each is put where it is called, and costs no call.
     pub(crate) fn take_pending(
         &self,
         masked: &Masked,
         flags: &VcpuInfo,
         own: &Own,
-        handle: impl FnMut(PortNr),
+        handle: (impl FnMut(PortNr), impl FnMut(PortNr)),
     ) -> Option<Taken> {
         match (self, own) {
             (Abi::TwoLevel(page), Own::TwoLevel(own)) => {
-                Some(two_level(page)?.take_pending(masked, flags, own, handle))
+                Some(two_level(page)?.take_pending(masked, flags, own, handle.0))
             }
-            (Abi::Fifo(array), Own::Fifo(queues)) => Some(queues.take_pending(masked, flags, array, handle)),
+            (Abi::Fifo(array), Own::Fifo(queues)) => Some(queues.take_pending(masked, flags, array, handle.1)),
             _ => None,
         }
     }

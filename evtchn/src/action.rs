@@ -10,13 +10,16 @@ use core::fmt;
 use core::ptr;
 
 use percpu::{CpuId, Masked};
-use xen_sys::primitive::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use xen_sys::primitive::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 
 use crate::counters::Counter;
 use crate::port::{AtomicPort, Port};
 
 /// Runs in the upcall, on the CPU that the port is bound to. It may not block.
 type Handler = Box<dyn Fn(&Masked, &Action) + Send + Sync>;
+
+/// A turn that no executor has in the first 2^32.
+pub(crate) const NO_TURN: u32 = 0;
 
 /// When the next event of a port may come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,7 +37,7 @@ pub enum EndOfEvent {
 /// |---|---|---|
 /// | port | who binds and unbinds it | *cleared* by vCPU 0 |
 /// | cpu | who binds and moves it | *kept*, meaningless without a port |
-/// | count, burst | the CPU that runs it | *kept* |
+/// | count, turn, left | the CPU that runs it | *kept* |
 /// | muted | the CPU that runs it; who moves it | *kept*, meaningless without a port |
 /// | fruitless | who ends its events | *kept* |
 /// | next | who retires it | |
@@ -46,8 +49,9 @@ pub struct Action {
     pub(crate) port: AtomicPort,
     cpu: AtomicU32,
     count: Counter,
-    /// Turn of the executor in bits 63..32, events in that turn in bits 31..0.
-    burst: AtomicU64,
+    /// The turn of its CPU's executor in which it ran last, and how often it still may in that one.
+    turn: AtomicU32,
+    left: AtomicU32,
     muted: AtomicBool,
     fruitless: AtomicU32,
     /// In the list of what waits to be freed (`port_table.rs`).
@@ -68,7 +72,8 @@ impl Action {
             port: AtomicPort::none(),
             cpu: AtomicU32::new(0),
             count: Counter::new(),
-            burst: AtomicU64::new(0),
+            turn: AtomicU32::new(NO_TURN),
+            left: AtomicU32::new(0),
             muted: AtomicBool::new(false),
             fruitless: AtomicU32::new(0),
             next: AtomicPtr::new(ptr::null_mut()),
@@ -101,10 +106,18 @@ impl Action {
         self.count.get()
     }
 
+    #[inline]
     pub(crate) fn run(&self, masked: &Masked) {
         // Not a plain store: while it is moved, the CPU that had it may be in here still.
         self.count.bump();
         (self.handler)(masked, self);
+    }
+
+    /// Whether its port is bound to `cpu`.
+    #[inline]
+    pub(crate) fn is_on_racy(&self, cpu: CpuId) -> bool {
+        // ORDERING: Relaxed, as below.
+        self.cpu.load(Ordering::Relaxed) == cpu.vcpu()
     }
 
     /// The CPU that its port is bound to.
@@ -120,14 +133,24 @@ impl Action {
         self.cpu.store(cpu.vcpu(), Ordering::Relaxed);
     }
 
-    /// One more event in `turn`: how many that makes.
-    pub(crate) fn burst(&self, turn: u32) -> u32 {
-        // ORDERING: Relaxed both, this CPU's own; while the action is moved a count may be too low, which lets a few more in.
-        let [t0, t1, t2, t3, n0, n1, n2, n3] = self.burst.load(Ordering::Relaxed).to_be_bytes();
-        let same = u32::from_be_bytes([t0, t1, t2, t3]) == turn;
-        let events = if same { u32::from_be_bytes([n0, n1, n2, n3]).saturating_add(1) } else { 1 };
-        self.burst.store(u64::from(turn) << 32 | u64::from(events), Ordering::Relaxed);
-        events
+    /// One more event in `turn`, of which `burst` are let in. Whether it is the last of them.
+    #[inline]
+    pub(crate) fn is_last_in(&self, turn: u32, burst: u32) -> bool {
+        // ORDERING: Relaxed all, this CPU's own.
+        if self.turn.load(Ordering::Relaxed) != turn {
+            self.turn.store(turn, Ordering::Relaxed);
+            self.left.store(burst, Ordering::Relaxed);
+        }
+        // Not below 0: the port is masked then, until another turn.
+        let left = self.left.load(Ordering::Relaxed).wrapping_sub(1);
+        self.left.store(left, Ordering::Relaxed);
+        left == 0
+    }
+
+    /// Its port has come to another CPU, whose turns have other numbers.
+    pub(crate) fn forget_turn(&self) {
+        // ORDERING: Relaxed, carried by the slot, which is written afterwards.
+        self.turn.store(NO_TURN, Ordering::Relaxed);
     }
 
     /// Whether its port was muted for too many events in one turn.

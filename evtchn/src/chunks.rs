@@ -21,20 +21,34 @@ pub(crate) const PORTS: usize = if cfg!(loom) {
     1024
 };
 
+/// As many pieces as the larger ABI has ports for. In place: a look at one costs no load of where they are.
+const MOST: usize = if cfg!(loom) {
+    16
+} else if cfg!(miri) {
+    4
+} else {
+    (1 << 17) / PORTS
+};
+
 /// See the head of this file.
 pub(crate) struct Chunks<T> {
-    chunks: Box<[AtomicPtr<T>]>,
+    chunks: [AtomicPtr<T>; MOST],
+    /// How many of them may be used.
+    nr: usize,
 }
 
 impl<T: Sync> Chunks<T> {
     /// Room for pieces with `nr_ports` ports in all; none of them is there.
     pub(crate) fn new(nr_ports: usize) -> Chunks<T> {
-        Chunks { chunks: (0..nr_ports.div_ceil(PORTS)).map(|_| AtomicPtr::new(ptr::null_mut())).collect() }
+        Chunks {
+            chunks: core::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
+            nr: nr_ports.div_ceil(PORTS).min(MOST),
+        }
     }
 
     /// How many pieces there can be.
     pub(crate) fn nr_max(&self) -> usize {
-        self.chunks.len()
+        self.nr
     }
 
     /// The piece in which port `index` is, and its place there. `None` where there is none.
@@ -60,7 +74,7 @@ impl<T: Sync> Chunks<T> {
         if let Some(there) = self.get(n) {
             return Some(there);
         }
-        let slot = self.chunks.get(n)?;
+        let slot = self.chunks.get(n).filter(|_| n < self.nr)?;
         let new = Box::into_raw(make());
         // ORDERING: Release pairs with the Acquire in `get` (CH1). Acquire on failure, as in `get`: the other's
         //   piece is used.

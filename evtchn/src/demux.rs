@@ -35,19 +35,19 @@ impl<H: Hypervisor> Events<H> {
     pub fn demux(&self, masked: &Masked, flags: &VcpuInfo) -> Upcall {
         let cpu = self.cpus.mine();
         cpu.counters.upcalls.bump_masked(masked);
-        if !self.abi.is_attached() {
-            cpu.counters.not_ready.bump_masked(masked);
-            return Upcall::Detached;
-        }
         if cpu.table.ready() != self.incarnation() {
+            cpu.counters.not_ready.bump_masked(masked);
+            if !self.abi.is_attached() {
+                return Upcall::Detached;
+            }
             // The set of own ports is one of an earlier life, whose numbers may now be other CPUs' ports. Taking the
             // selector loses nothing: what this CPU will bind is masked until then, and looked at when unmasked.
             self.abi.drop_pending(masked, flags);
-            cpu.counters.not_ready.bump_masked(masked);
             return Upcall::NotReady;
         }
         let inside = cpu.passage.enter(masked);
-        let taken = self.abi.take_pending(masked, flags, &cpu.own, |nr| self.dispatch(masked, cpu, &inside, nr));
+        let handle = (|nr| self.dispatch(masked, cpu, &inside, nr), |nr| self.dispatch(masked, cpu, &inside, nr));
+        let taken = self.abi.take_pending(masked, flags, &cpu.own, handle);
         drop(inside);
         let Some(taken) = taken else { return Upcall::Detached };
         cpu.counters.passes.add_masked(masked, taken.passes);
@@ -58,6 +58,7 @@ impl<H: Hypervisor> Events<H> {
         Upcall::Handled(taken.events)
     }
 
+    #[inline(always)]
     fn dispatch(&self, masked: &Masked, cpu: &CpuEvents, inside: &Inside<'_>, nr: PortNr) {
         if let Some(intent) = cpu.table.intent_of(nr) {
             cpu.counters.by_intent[intent.index()].bump_masked(masked);
@@ -65,9 +66,8 @@ impl<H: Hypervisor> Events<H> {
                 handler(masked);
             }
         } else if let Some(found) = self.devices.lookup(nr, inside) {
-            if found.action.cpu_racy() != Some(cpu.id) {
-                cpu.counters.forwarded.bump_masked(masked);
-                return self.forward(nr);
+            if !found.action.is_on_racy(cpu.id) {
+                return self.forward(masked, cpu, nr);
             }
             cpu.counters.devices.bump_masked(masked);
             self.throttle(masked, cpu, nr, found);

@@ -72,6 +72,7 @@ impl<H: Hypervisor> Events<H> {
             return Err(error);
         }
         action.set_cpu(cpu);
+        action.forget_turn();
         action.set_muted(false);
         self.cpus.on(cpu).own.add(nr);
         self.devices.publish(nr, action.clone());

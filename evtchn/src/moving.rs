@@ -17,11 +17,11 @@
 //! finds: `docs/decisions/0003-told-late.md`. Context: task.
 #![forbid(unsafe_code)]
 
-use percpu::CpuId;
+use percpu::{CpuId, Masked};
 
 use crate::device::Binding;
 use crate::error::DeviceError;
-use crate::events::Events;
+use crate::events::{CpuEvents, Events};
 use crate::hypervisor::Hypervisor;
 use crate::passage::Grace;
 use crate::port::PortNr;
@@ -50,7 +50,9 @@ pub struct Moving<'a, H: Hypervisor> {
 impl<H: Hypervisor> Events<H> {
     /// An event that this CPU has taken, and is another's now: it is made pending again, and told to that one by Xen. Costs a
     /// hypercall. Context: upcall.
-    pub(crate) fn forward(&self, nr: PortNr) {
+    #[cold]
+    pub(crate) fn forward(&self, masked: &Masked, cpu: &CpuEvents, nr: PortNr) {
+        cpu.counters.forwarded.bump_masked(masked);
         self.abi.make_pending_masked(nr);
         self.unmask_by_xen(nr);
     }
@@ -114,6 +116,7 @@ impl<H: Hypervisor> Moving<'_, H> {
             self.binding.cpu = self.to;
             self.binding.was_moved = true;
             self.binding.action.set_cpu(self.to);
+            self.binding.action.forget_turn();
             events.cpus.on(self.to).own.add(nr);
             self.end_here();
             self.step = Step::Drain;

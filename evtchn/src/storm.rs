@@ -18,7 +18,7 @@ use percpu::{Masked, current};
 use xen_sys::abi::xen::VcpuInfo;
 use xen_sys::primitive::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use crate::action::{Action, EndOfEvent};
+use crate::action::{Action, EndOfEvent, NO_TURN};
 use crate::events::{CpuEvents, Events};
 use crate::hypervisor::Hypervisor;
 use crate::passage::TaskInside;
@@ -43,12 +43,13 @@ pub(crate) struct Turns {
 
 impl Turns {
     pub(crate) fn new() -> Turns {
-        Turns { turn: AtomicU32::new(0), any_muted: AtomicBool::new(false) }
+        Turns { turn: AtomicU32::new(NO_TURN + 1), any_muted: AtomicBool::new(false) }
     }
 }
 
 impl<H: Hypervisor> Events<H> {
     /// Before the handler of a device port runs: masks what is to be masked.
+    #[inline]
     pub(crate) fn throttle(&self, masked: &Masked, cpu: &CpuEvents, nr: PortNr, found: Found<'_>) {
         if found.moving {
             // Masked already.
@@ -60,13 +61,18 @@ impl<H: Hypervisor> Events<H> {
         }
         // ORDERING: Relaxed, this CPU's own.
         let turn = cpu.turns.turn.load(Ordering::Relaxed);
-        if found.action.burst(turn) >= BURST {
-            self.abi.mask_port(nr);
-            found.action.set_muted(true);
-            // ORDERING: Relaxed, this CPU's own.
-            cpu.turns.any_muted.store(true, Ordering::Relaxed);
-            cpu.counters.muted.bump_masked(masked);
+        if found.action.is_last_in(turn, BURST) {
+            self.mute(masked, cpu, nr, found.action);
         }
+    }
+
+    #[cold]
+    fn mute(&self, masked: &Masked, cpu: &CpuEvents, nr: PortNr, action: &Action) {
+        self.abi.mask_port(nr);
+        action.set_muted(true);
+        // ORDERING: Relaxed, this CPU's own.
+        cpu.turns.any_muted.store(true, Ordering::Relaxed);
+        cpu.counters.muted.bump_masked(masked);
     }
 
     /// This CPU's executor has had its turn: what was muted since the last one is unmuted. `flags` is this CPU's registered
@@ -85,7 +91,7 @@ impl<H: Hypervisor> Events<H> {
         turns.any_muted.store(false, Ordering::Relaxed);
         for nr in self.devices.reached() {
             let Some(found) = self.devices.lookup(nr, &section.inside) else { continue };
-            if found.action.is_muted() && !found.moving && found.action.cpu_racy() == Some(current()) {
+            if found.action.is_muted() && !found.moving && found.action.is_on_racy(current()) {
                 found.action.set_muted(false);
                 self.unmask_own_nr(&section.masked, flags, nr);
             }
@@ -111,7 +117,7 @@ impl<H: Hypervisor> Events<H> {
         if found.moving || !core::ptr::eq(found.action, action) {
             return;
         }
-        if action.cpu_racy() == Some(current()) {
+        if action.is_on_racy(current()) {
             self.unmask_own_nr(&section.masked, flags, port.nr);
         } else {
             self.unmask_by_xen(port.nr);

@@ -4,11 +4,12 @@
 //! (to send an ipi) and [`CpuTable::ready`] (to bind a device port there), and whoever dumps reads what it likes.
 //! Suspend: *rebuilt*. The intents themselves are [`Handlers`](crate::Handlers), which are *kept*.
 //!
-//! - TB1: `bound` lists each port of `ports` once, with its intent, and ends with a 0.
+//! - TB1: `bound` has each port of `ports` once, with its intent, at the place of its number or the next that was free, and
+//!   never fills up.
 //!
-//! From a port to its intent is a search through that list, three entries long as a rule and in one line of this CPU's
-//! own. Maps by port number were turned down: one for each CPU costs a byte for each port that the domain could have,
-//! and in one for all CPUs they write the same lines in a resume.
+//! From a port to its intent is one load as a rule: ports that were bound together have numbers that follow each other. Maps
+//! by port number were turned down: one for each CPU costs a byte for each port that the domain could have, and in one for
+//! all CPUs they write the same lines in a resume.
 #![forbid(unsafe_code)]
 
 use crossbeam_utils::CachePadded;
@@ -22,7 +23,7 @@ use crate::port::{AtomicPort, Incarnation, Port, PortNr};
 ///
 /// | bits 63..32 | bits 31..0 | meaning |
 /// |---|---|---|
-/// | 0 | 0 | the end of the list |
+/// | 0 | 0 | nothing is here, nor further on |
 /// | index of the intent | number, not 0 | that port carries that intent |
 struct Carries(AtomicU64);
 
@@ -40,7 +41,7 @@ impl Carries {
         (intent.index() as u64) << 32 | nr.get() as u64
     }
 
-    /// What `word` says of `nr`: an intent, another port, or the end.
+    /// What `word` says of `nr`: an intent, another port, or that it is nowhere.
     fn look(word: u64, nr: PortNr) -> Option<Option<Intent>> {
         let [i0, i1, i2, i3, n0, n1, n2, n3] = word.to_be_bytes();
         match u32::from_be_bytes([n0, n1, n2, n3]) {
@@ -51,10 +52,14 @@ impl Carries {
     }
 }
 
+/// Places for a CPU's ports: a power of two, and more than there are intents.
+const PLACES: usize = 32;
+const _: () = assert!(PLACES.is_power_of_two() && PLACES > Intent::COUNT);
+
 /// See the head of this file.
 pub(crate) struct CpuTable {
     /// Read in this CPU's upcalls.
-    bound: CachePadded<[Carries; Intent::COUNT + 1]>,
+    bound: CachePadded<[Carries; PLACES]>,
     /// Read by other CPUs.
     ports: CachePadded<[AtomicPort; Intent::COUNT]>,
     ready: AtomicU32,
@@ -72,7 +77,13 @@ impl CpuTable {
 
     /// What `nr` carries here.
     pub(crate) fn intent_of(&self, nr: PortNr) -> Option<Intent> {
-        self.bound.iter().find_map(|entry| Carries::look(entry.load(), nr))?
+        let mut place = nr.index();
+        loop {
+            if let Some(found) = Carries::look(self.bound[place % PLACES].load(), nr) {
+                return found;
+            }
+            place += 1;
+        }
     }
 
     /// The port that `intent` has, maybe one of an earlier life.
@@ -100,9 +111,10 @@ impl CpuTable {
 
     /// Enters that `intent` has `port`.
     pub(crate) fn publish(&self, _masked: &Masked, intent: Intent, port: Port) {
-        // An intent has one port, so there are never more than there are intents.
-        if let Some(end) = self.bound.iter().take(Intent::COUNT).find(|entry| entry.load() == 0) {
-            end.store(Carries::pack(port.nr, intent));
+        // An intent has one port, so there are never more than there are intents, and a place is free.
+        let places = (0..PLACES).map(|step| &self.bound[(port.nr.index() + step) % PLACES]);
+        if let Some(free) = places.into_iter().find(|entry| entry.load() == 0) {
+            free.store(Carries::pack(port.nr, intent));
         }
         // ORDERING: Relaxed, see `port_of_racy`.
         self.ports[intent.index()].store(Some(port), Ordering::Relaxed);
@@ -137,6 +149,12 @@ mod tests {
         assert_eq!(table.intent_of(port(3, 1).nr), Some(timer));
         assert_eq!(table.intent_of(port(63, 1).nr), Some(call));
         assert_eq!(table.intent_of(port(4, 1).nr), None);
+        // These two have places in common with the others.
+        let (debug, far) = (Intent::Virq(Virq::DEBUG), port(35, 1).nr);
+        assert_eq!(table.intent_of(far), None);
+        table.publish(&masked, debug, port(35, 1));
+        assert_eq!((table.intent_of(far), table.intent_of(port(3, 1).nr)), (Some(debug), Some(timer)));
+        assert_eq!(table.intent_of(port(67, 1).nr), None);
         assert_eq!(table.port_of_racy(call), Some(port(63, 1)));
 
         table.clear(&masked);

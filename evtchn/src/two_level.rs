@@ -8,7 +8,7 @@
 //! | line | read | written | who else writes it |
 //! |---|---|---|---|
 //! | own `vcpu_info` | yes | yes | Xen |
-//! | own [`OwnPorts`] | yes | the turn | whoever binds a device port here |
+//! | own [`OwnPorts`] | yes | no | whoever binds a device port here |
 //! | `shared_info` MASKED words with own ports in them | yes | no | whoever masks, unmasks or binds |
 //! | `shared_info` PENDING words with own ports in them | yes | one bit for each event | Xen and every other CPU |
 //!
@@ -24,7 +24,7 @@
 
 use percpu::{Masked, Quiesced};
 use xen_sys::abi::xen::{SharedInfo, VcpuInfo};
-use xen_sys::primitive::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use xen_sys::primitive::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::abi::Taken;
 use crate::port::PortNr;
@@ -57,19 +57,17 @@ impl Place {
     }
 }
 
-/// The ports that a CPU owns, or has owned and may still be told of (`moving.rs`), and whose turn it is.
+/// The ports that a CPU owns, or has owned and may still be told of (`moving.rs`).
 ///
 /// Bits are written by the CPU itself when it binds its intents, and by any CPU that binds a device port here; read in
 /// the CPU's own upcall. Suspend: *rebuilt*.
 pub(crate) struct OwnPorts {
     mine: [AtomicU64; WORDS],
-    /// The port at which the next pass begins: the one after the last that was handled.
-    turn: AtomicU32,
 }
 
 impl OwnPorts {
     pub(crate) fn new() -> OwnPorts {
-        OwnPorts { mine: core::array::from_fn(|_| AtomicU64::new(0)), turn: AtomicU32::new(0) }
+        OwnPorts { mine: core::array::from_fn(|_| AtomicU64::new(0)) }
     }
 
     // ORDERING: Relaxed in all. A CPU that adds a device port here unmasks it afterwards. An upcall that is caused
@@ -93,22 +91,6 @@ impl OwnPorts {
             word.store(0, Ordering::Relaxed);
         }
     }
-}
-
-/// The order in which a pass visits words: from the port `turn` round to it again. Each item is a word that `selector`
-/// names, and the bits of it to look at; the word of `turn` comes first for its upper and last for its lower bits.
-fn round(selector: u64, turn: u32) -> impl Iterator<Item = (usize, u64)> {
-    let start = turn as usize % CAPACITY;
-    let (first, upper) = (start / 64, !0_u64 << (start % 64));
-    (0..=WORDS).filter_map(move |step| {
-        let word = (first + step) % WORDS;
-        let bits = match step {
-            0 => upper,
-            WORDS => !upper,
-            _ => !0,
-        };
-        (selector & (1 << word) != 0 && bits != 0).then_some((word, bits))
-    })
 }
 
 /// See the head of this file. A view of the domain's bits, for as long as the page is lent.
@@ -183,8 +165,8 @@ impl<'a> TwoLevel<'a> {
     /// Takes every event that is pending for this CPU and hands its port to `handle`, PENDING cleared. Returns when a
     /// pass ended with nothing newly pending.
     ///
-    /// A pass hands out each port at most once, and passes begin in turn at the port after the last one, so a port
-    /// that fires without end delays others by one event each time. It does keep this function from returning.
+    /// A pass hands out each port at most once, so a port that fires without end delays others by one event each time. How
+    /// long it may keep this function from returning is `storm.rs`' to say.
     pub(crate) fn take_pending(
         self,
         masked: &Masked,
@@ -218,35 +200,37 @@ impl<'a> TwoLevel<'a> {
     fn pass(self, masked: &Masked, flags: &VcpuInfo, own: &OwnPorts, handle: &mut impl FnMut(PortNr)) -> u32 {
         let selector = Self::take_selector(masked, flags);
         let mut events: u32 = 0;
-        // ORDERING: Relaxed, this CPU's own.
-        for (word, range) in round(selector, own.turn.load(Ordering::Relaxed)) {
-            let mut left = range;
+        let mut words = selector & (!0 >> (64 - WORDS));
+        while words != 0 {
+            let word = words.trailing_zeros() as usize;
+            words &= words - 1;
+            // Ports of this word that have not had their chance in this pass.
+            let mut left = !0;
+            let (mine, pending, mask) =
+                (&own.mine[word], &self.shared.evtchn_pending[word], &self.shared.evtchn_mask[word]);
             loop {
                 // Looked up anew for each event: a handler may have masked or unbound another port of this word.
                 // ORDERING: Relaxed, see `OwnPorts::add`.
-                let mut bits = left & own.mine[word].load(Ordering::Relaxed);
+                let mut bits = left & mine.load(Ordering::Relaxed);
                 if bits != 0 {
                     // ORDERING: Relaxed: what Xen set before the selector bit is visible since the swap.
-                    bits &= self.shared.evtchn_pending[word].load(Ordering::Relaxed);
-                    bits &= !self.shared.evtchn_mask[word].load(Ordering::Relaxed);
+                    bits &= pending.load(Ordering::Relaxed);
+                    bits &= !mask.load(Ordering::Relaxed);
                 }
                 if bits == 0 {
                     break;
                 }
                 let bit = bits.trailing_zeros();
-                // Every port from here down has had its turn in this pass.
-                left &= !(!0 >> (63 - bit));
+                left &= !1 << bit;
                 let Some(nr) = port_at(word, bit) else { continue };
                 // ORDERING: Acquire, pairs with Xen setting PENDING: if the sender found it set already, this is the
                 // only operation that orders its work before our handler.
                 // Weakening fails in evtchn/tests/loom_upcall.rs.
-                let before = self.shared.evtchn_pending[word].fetch_and(!(1 << bit), Ordering::Acquire);
+                let before = pending.fetch_and(!(1 << bit), Ordering::Acquire);
                 if before & (1 << bit) == 0 {
                     // The port has just been moved, and its new CPU was faster.
                     continue;
                 }
-                // ORDERING: Relaxed, this CPU's own.
-                own.turn.store(nr.get().wrapping_add(1), Ordering::Relaxed);
                 handle(nr);
                 events = events.wrapping_add(1);
             }

@@ -105,19 +105,8 @@ impl Queues {
             while ready != 0 {
                 // The lowest bit is the highest priority.
                 let queue = ready.trailing_zeros();
-                let (more, event) = self.take_first(queue as usize, array);
-                if !more {
-                    ready &= !(1 << queue);
-                }
-                if let Some(nr) = event {
-                    taken.events = taken.events.wrapping_add(1);
-                    handle(nr);
-                }
-                // A queue of higher priority may have filled meanwhile.
-                // ORDERING: Relaxed, a hint: what is missed now is found in the next pass.
-                if self.block.ready.load(Ordering::Relaxed) != 0 {
-                    ready |= self.take_ready();
-                }
+                let events = self.take_from(queue, array, &mut ready, &mut handle);
+                taken.events = taken.events.wrapping_add(events);
             }
             taken.passes = taken.passes.wrapping_add(1);
             // ORDERING: Relaxed. Missing a 1 is harmless: who unmasks upcalls looks again.
@@ -137,26 +126,51 @@ impl Queues {
         self.block.ready.swap(0, Ordering::AcqRel)
     }
 
-    /// Takes the first port off `queue`: whether there are more, and the port if it had an event.
-    fn take_first(&self, queue: usize, array: &EventArray) -> (bool, Option<PortNr>) {
-        let (Some(cached), Some(written)) = (self.heads.get(queue), self.block.head.get(queue)) else {
+    /// Takes ports off `queue`, down to its end or until another queue has become ready, which may come before it. How many had an
+    /// event. `ready` has the queues that are not empty, before and after.
+    #[inline]
+    fn take_from(&self, queue: u32, array: &EventArray, ready: &mut u32, handle: &mut impl FnMut(PortNr)) -> u32 {
+        let block = &*self.block;
+        let (Some(cached), Some(written)) = (self.heads.get(queue as usize), block.head.get(queue as usize)) else {
             // Xen sets no bit beyond the queues.
-            return (false, None);
+            *ready &= !(1 << queue);
+            return 0;
         };
         // ORDERING: Relaxed, this CPU's own.
-        let head = match cached.load(Ordering::Relaxed) {
+        let mut head = match cached.load(Ordering::Relaxed) {
             // ORDERING: Relaxed: what Xen wrote before it set the queue's bit is visible since the swap.
             0 => written.load(Ordering::Relaxed),
             head => head,
         };
-        let word = PortNr::new(head).and_then(|nr| Some((nr, array.word(nr)?)));
-        // A queue that Xen calls ready begins with a port of the array. If not, it is left until it is ready anew.
-        let (next, event) = word.map_or((None, None), |(nr, word)| {
+        let mut events: u32 = 0;
+        loop {
+            // A queue that Xen calls ready begins with a port of the array. If not, it is left until it is ready anew.
+            let Some((nr, word)) = PortNr::new(head).and_then(|nr| Some((nr, array.word(nr)?))) else {
+                head = 0;
+                *ready &= !(1 << queue);
+                break;
+            };
             let off = word.take();
-            (off.next, off.event.then_some(nr))
-        });
+            head = off.next.map_or(0, PortNr::get);
+            if off.event {
+                events = events.wrapping_add(1);
+                handle(nr);
+            }
+            // Before the next are added: this queue is ready anew if Xen found it empty, and its first port stands in the block.
+            if head == 0 {
+                *ready &= !(1 << queue);
+            }
+            // ORDERING: Relaxed, a hint: what is missed now is found in the next pass.
+            if block.ready.load(Ordering::Relaxed) != 0 {
+                *ready |= self.take_ready();
+                break;
+            }
+            if head == 0 {
+                break;
+            }
+        }
         // ORDERING: Relaxed, this CPU's own.
-        cached.store(next.map_or(0, PortNr::get), Ordering::Relaxed);
-        (next.is_some(), event)
+        cached.store(head, Ordering::Relaxed);
+        events
     }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //!   offset   slot          pushed by
 //!   0..120   r15 … rax     the stub (rbp among them)
-//!   120      vector        the stub; UPCALL for the event callback
+//!   120      vector        the stub
 //!   128      error code    Xen, or 0 by the stub; the way out makes it the `flags` of HYPERVISOR_iret
 //!   136      rip           Xen
 //!   144      cs            Xen: bits 0-15 cs, 32-39 the upcall mask before entry
@@ -52,9 +52,37 @@ const _: () = assert!(offset_of!(Frame, rip) == 17 * 8 && offset_of!(Frame, ss) 
 /// `rflags.IF`, which a PV guest finds as the opposite of its upcall mask.
 const IF: u64 = 1 << 9;
 
-impl Frame {
+/// What the event callback's stub leaves on the stack: what a function may change, then as `HYPERVISOR_iret` wants it.
+///
+/// ```text
+///   offset   slot               pushed by
+///   0..48    r10 … rsi, rdx     the stub
+///   48       rax, r11, rcx      the stub, which popped the last two where Xen had put them
+///   72       flags of iret: 0   the stub
+///   80       rip … ss           Xen, as in a `Frame`
+/// ```
+#[repr(C)]
+pub(crate) struct UpcallFrame {
+    changeable: [u64; 6],
+    rax: u64,
+    r11: u64,
+    rcx: u64,
+    flags: u64,
+    rip: u64,
+    cs: u64,
+    rflags: u64,
+    rsp: u64,
+    ss: u64,
+}
+
+const _: () = assert!(offset_of!(UpcallFrame, rax) == 6 * 8 && offset_of!(UpcallFrame, rip) == 10 * 8);
+
+impl UpcallFrame {
+    /// Bytes below it that keep the call aligned: Xen rounds down to 16 before it pushes.
+    pub(super) const TO_ALIGN: usize = size_of::<UpcallFrame>().next_multiple_of(16) - size_of::<UpcallFrame>();
+
     /// Makes the way out leave upcalls masked.
-    pub(crate) fn return_masked(&mut self) {
+    pub(super) fn return_masked(&mut self) {
         self.rflags &= !IF;
     }
 }

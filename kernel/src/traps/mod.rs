@@ -12,6 +12,7 @@ use xen_sys::abi::callback::{CALLBACKF_mask_events, CALLBACKTYPE_event, CALLBACK
 use xen_sys::hypercall::traps::{callback_register, set_trap_table};
 
 pub(crate) use frame::Frame;
+use frame::UpcallFrame;
 pub(crate) use stubs::{failsafe as failsafe_entry, table, upcall as upcall_entry};
 
 use crate::{events, panic};
@@ -30,17 +31,16 @@ pub(crate) fn register() {
     }
 }
 
-/// Called by every stub, upcalls masked, on the interrupted stack.
+/// Called by every stub but the event callback's, upcalls masked, on the interrupted stack.
 extern "C" fn entered(frame: &mut Frame) {
     match frame.vector {
-        stubs::UPCALL => upcall(frame),
         3 => crate::say!("breakpoint", cpu = percpu::current(), rip = format_args!("{:#x}", frame.rip)),
         _ => panic::exception(frame),
     }
 }
 
-/// An event has come, or Xen thinks so.
-fn upcall(frame: &mut Frame) {
+/// An event has come, or Xen thinks so. Called by the event callback's stub, upcalls masked, on the interrupted stack.
+extern "C" fn upcall(frame: &mut UpcallFrame) {
     if percpu::area().is_parked() {
         // A suspend may have struck: what Xen takes for this vcpu's vcpu_info can be a legacy slot of before, or from id 32 on
         // the dummy that all domains share. Neither may be touched from here, and its pending flag cannot be cleared.

@@ -13,10 +13,8 @@ use core::mem::offset_of;
 use xen_sys::abi::arch::{FLAT_KERNEL_CS, TrapInfo};
 use xen_sys::abi::xen::__HYPERVISOR_iret;
 
-use super::frame::Frame;
+use super::frame::{Frame, UpcallFrame};
 
-/// The vector in a [`Frame`] that came from the event callback.
-pub(crate) const UPCALL: u64 = 0x100;
 /// The vector in a [`Frame`] that came from the failsafe callback.
 pub(crate) const FAILSAFE: u64 = 0x101;
 
@@ -142,15 +140,41 @@ global_asm!(
     "    jmp stasis_trap",
     ".size stasis_failsafe, . - stasis_failsafe",
     "",
+    // The event callback has a way of its own: it saves what a Rust function may change and no more, and in the order in which
+    // HYPERVISOR_iret wants the top of it. Frame: `UpcallFrame`.
     ".globl stasis_upcall",
     ".type stasis_upcall, @function",
     "stasis_upcall:",
     "    pop rcx",
     "    pop r11",
     "    push 0",
-    "    push {upcall}",
+    "    push rcx",
+    "    push r11",
+    "    push rax",
+    "    push rdx",
+    "    push rsi",
+    "    push rdi",
+    "    push r8",
+    "    push r9",
+    "    push r10",
+    "    cld",
+    "    mov rdi, rsp",
+    "    sub rsp, {align_upcall}",
+    "    call {upcall}",
+    "    add rsp, {align_upcall}",
+    "    pop r10",
+    "    pop r9",
+    "    pop r8",
+    "    pop rdi",
+    "    pop rsi",
+    "    pop rdx",
+    "    mov eax, {iret}",
+    "    syscall",
+    "    ud2",
+    ".size stasis_upcall, . - stasis_upcall",
     "",
     // The stack is now as `Frame` has it from `vector` up.
+    ".type stasis_trap, @function",
     "stasis_trap:",
     "    cld",
     "    push rax",
@@ -194,9 +218,10 @@ global_asm!(
     "    mov eax, {iret}",
     "    syscall",
     "    ud2",
-    ".size stasis_upcall, . - stasis_upcall",
+    ".size stasis_trap, . - stasis_trap",
     ".popsection",
-    upcall = const UPCALL,
+    upcall = sym super::upcall,
+    align_upcall = const UpcallFrame::TO_ALIGN,
     failsafe = const FAILSAFE,
     entered = sym super::entered,
     error_code_after_vector = const offset_of!(Frame, error_code) - offset_of!(Frame, vector),
