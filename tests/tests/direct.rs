@@ -57,6 +57,7 @@ impl Bench {
             memory_mib,
             host_cpus: 2,
             xen_args: Vec::new(),
+            deterministic: false,
             logs: self.logs.join(name.replace("::", "-")),
             limit: Duration::from_secs(60 + u64::from(vcpus) + more),
         };

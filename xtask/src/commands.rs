@@ -149,6 +149,7 @@ pub fn open(place: PlaceOptions, needs: Needs, session: &Session) -> Result<Box<
                 memory: lab::memory_for(needs.vcpus, needs.memory_mib, needs.copies),
                 shadow_xen: needs.log_dirty && !place.stock_xen,
                 xen_args: Vec::new(),
+                deterministic: false,
                 logs: session.logs.clone(),
             };
             Ok(Box::new(Lab::boot(&config, &session.terminal)?))

@@ -39,6 +39,7 @@ impl Place {
             memory: memory_for(LARGEST.0, LARGEST.1, 2),
             shadow_xen: true,
             xen_args: Vec::new(),
+            deterministic: false,
             logs: session.logs.clone(),
         };
         let mut host = Lab::boot(&config, &session.terminal)?;

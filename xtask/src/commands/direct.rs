@@ -30,6 +30,9 @@ pub struct DirectOptions {
     /// Processors of the emulated machine.
     #[arg(long, default_value_t = lab::USUAL_CPUS, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     host_cpus: u32,
+    /// Time is instructions executed: two boots give the same lines, times included, whatever else the machine does.
+    #[arg(long)]
+    deterministic: bool,
     /// Heartbeats to see under workload=heartbeat, one a second, before the run is good.
     #[arg(long, default_value_t = 5, value_name = "N")]
     beats: u32,
@@ -66,6 +69,7 @@ fn all_of_it(session: &Session, options: &DirectOptions) -> Result<String> {
         memory_mib: *memory,
         host_cpus: options.host_cpus,
         xen_args: Vec::new(),
+        deterministic: options.deterministic,
         logs: session.logs.clone(),
         limit: Duration::from_secs(options.limit),
     };

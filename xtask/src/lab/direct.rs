@@ -31,6 +31,8 @@ pub struct DirectConfig {
     pub host_cpus: u32,
     /// More words for Xen's command line.
     pub xen_args: Vec<String>,
+    /// Time is instructions executed: see [`super::LabConfig::deterministic`].
+    pub deterministic: bool,
     /// Directory for `console.log` and `qemu.log`; made if missing.
     pub logs: PathBuf,
     /// The longest that it may run.
@@ -59,7 +61,7 @@ pub fn direct(
 ) -> Result<DirectEnd> {
     std::fs::create_dir_all(&config.logs).with_context(|| format!("creating {}", config.logs.display()))?;
     let machine = Machine {
-        accelerator: Accelerator::choose(&prepared.xen)?,
+        accelerator: Accelerator::choose(&prepared.xen, config.deterministic)?,
         cpus: config.host_cpus,
         memory_mib: config.memory_mib + 160,
         xen: prepared.xen.clone(),

@@ -73,6 +73,8 @@ pub struct LabConfig {
     pub shadow_xen: bool,
     /// More words for Xen's command line, such as `sched=credit`.
     pub xen_args: Vec<String>,
+    /// Time is instructions executed, not the machine's: slower, one processor at a time, and figures that repeat.
+    pub deterministic: bool,
     /// Directory for `console.log` (Xen and dom0's kernel) and `qemu.log`; made if missing.
     pub logs: PathBuf,
 }
@@ -107,7 +109,7 @@ impl Lab {
         initramfs.extend(dom0::overlay(&agent));
         std::fs::write(archives, initramfs).with_context(|| format!("writing {}", archives.display()))?;
 
-        let accelerator = Accelerator::choose(&prepared.xen)?;
+        let accelerator = Accelerator::choose(&prepared.xen, config.deterministic)?;
         progress.note(&format!("QEMU with {}", accelerator.name()));
         let machine = Machine {
             accelerator,

@@ -22,6 +22,19 @@ use anyhow::{Context, Result, anyhow, bail};
 /// The program, in Debian's qemu-system-x86.
 const PROGRAM: &str = "qemu-system-x86_64";
 
+/// An instruction takes 2 ns (`shift=1`), which is two ticks of the TSC that Xen finds. The clock of the day starts the same
+/// each time and goes with the instructions.
+const COUNTING: [&str; 8] = [
+    "-accel",
+    "tcg,thread=single",
+    "-cpu",
+    "qemu64",
+    "-icount",
+    "shift=1,sleep=off",
+    "-rtc",
+    "base=2026-01-01T00:00:00,clock=vm",
+];
+
 /// How QEMU executes the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Accelerator {
@@ -29,6 +42,9 @@ pub(super) enum Accelerator {
     Kvm,
     /// Translation in software, one thread per processor.
     Tcg,
+    /// The same on one thread, where time is the number of instructions executed and idle time passes at once. What is
+    /// measured then does not depend on what else the machine does.
+    Counting,
 }
 
 /// The machine that Xen runs on.
@@ -75,14 +91,22 @@ impl Accelerator {
         match self {
             Self::Kvm => "KVM",
             Self::Tcg => "TCG",
+            Self::Counting => "TCG, time is instructions",
         }
     }
 
-    /// The one that `$STASIS_ACCEL` names (`kvm` or `tcg`), otherwise KVM where it works, otherwise TCG.
+    /// The one that `$STASIS_ACCEL` names (`kvm` or `tcg`), otherwise KVM where it works, otherwise TCG. Only TCG can be
+    /// `deterministic`.
     /// # Errors
-    /// When the variable has another value.
-    pub(super) fn choose(xen: &Path) -> Result<Self> {
+    /// When the variable has another value, or the wrong one.
+    pub(super) fn choose(xen: &Path, deterministic: bool) -> Result<Self> {
         match std::env::var("STASIS_ACCEL").as_deref() {
+            Ok("kvm") if deterministic => {
+                bail!(
+                    "STASIS_ACCEL is kvm, but only TCG can count instructions; unset it or do without --deterministic"
+                )
+            }
+            Ok("tcg" | "") | Err(_) if deterministic => Ok(Self::Counting),
             Ok("kvm") => Ok(Self::Kvm),
             Ok("tcg") => Ok(Self::Tcg),
             Ok("") | Err(_) => Ok(Self::try_kvm(xen)),
@@ -137,13 +161,14 @@ impl Accelerator {
 
 impl Machine {
     fn arguments(&self, wiring: &Wiring) -> Vec<OsString> {
-        let accelerator = match self.accelerator {
-            Accelerator::Kvm => ["-accel", "kvm", "-cpu", "host"],
+        let accelerator: &[&str] = match self.accelerator {
+            Accelerator::Kvm => &["-accel", "kvm", "-cpu", "host"],
             // `-cpu max` breaks Linux PV guests under TCG.
-            Accelerator::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "qemu64"],
+            Accelerator::Tcg => &["-accel", "tcg,thread=multi", "-cpu", "qemu64"],
+            Accelerator::Counting => &COUNTING,
         };
         let mut arguments: Vec<OsString> = vec!["-machine".into(), "q35".into()];
-        arguments.extend(accelerator.map(OsString::from));
+        arguments.extend(accelerator.iter().map(OsString::from));
         arguments.extend(["-smp".into(), self.cpus.to_string().into()]);
         arguments.extend(["-m".into(), self.memory_mib.to_string().into()]);
         arguments.extend(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"].map(OsString::from));
@@ -300,6 +325,15 @@ mod tests {
         assert_eq!(after("-initrd"), "a,,b/kernel console=hvc0 x=1,,2,initramfs");
         assert_eq!(after("-append"), "dom0_mem=1M,max:1M");
         assert_eq!(after("-chardev"), "file,id=serial,path=logs,,1/xen.log");
+    }
+
+    #[test]
+    fn only_where_time_is_instructions_are_they_counted() {
+        let given = |accelerator: Accelerator| Machine { accelerator, ..machine() }.arguments(&Wiring::Serial);
+        assert!(COUNTING.iter().all(|word| given(Accelerator::Counting).contains(&OsString::from(word))));
+        for other in [Accelerator::Kvm, Accelerator::Tcg] {
+            assert!(!given(other).contains(&OsString::from("-icount")), "{other:?}");
+        }
     }
 
     #[test]

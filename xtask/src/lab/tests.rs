@@ -56,6 +56,7 @@ impl Linux {
             memory: memory_for(4, 128, 2),
             shadow_xen,
             xen_args: Vec::new(),
+            deterministic: false,
             logs: std::env::temp_dir().join(format!("stasis-lab-{name}")),
         };
         let lab = Lab::boot(&config, &clock).expect("the lab boots");
