@@ -4,6 +4,7 @@
 //! `xlcfg`, `report`, `counts`, `licences`); places where a guest can run (`host`, `lab`); and what the
 //! user asks for (`commands`, `drive`). Turned down: shell scripts, which cannot be tested.
 
+pub mod bench;
 pub mod cargo;
 pub mod cli;
 pub mod commands;
