@@ -47,10 +47,10 @@ fn build(directory: &Path) -> Result<()> {
     command::output("compiling the lab's agent", &mut compile).map(|_| ())
 }
 
-const HASH_START: u64 = 0xcbf2_9ce4_8422_2325;
+pub(super) const HASH_START: u64 = 0xcbf2_9ce4_8422_2325;
 
 /// FNV-1a: enough to tell versions of our own sources apart, and the same in every build of us.
-fn hash_on(hash: u64, text: &str) -> u64 {
+pub(super) fn hash_on(hash: u64, text: &str) -> u64 {
     text.bytes().fold(hash, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 

@@ -143,7 +143,7 @@ impl Archive {
         }
         let mut download = self.apt("apt-get");
         download.arg("download").args(packages).current_dir(&debs);
-        command::output("downloading dom0's packages", &mut download)?;
+        command::output("downloading Debian packages", &mut download)?;
         let mut versions = BTreeMap::new();
         for entry in std::fs::read_dir(&debs).context("reading the downloaded packages")? {
             let deb = entry.context("reading the downloaded packages")?.path();

@@ -32,7 +32,7 @@ mod xen;
 
 pub use apt::require;
 pub use direct::{DirectConfig, DirectEnd, direct};
-pub use peer::{Peer, peer};
+pub use peer::{BenchPeer, Peer, bench_peer, peer};
 pub use prepare::{Prepared, packages, prepare};
 pub use size::{Memory, memory_for};
 

@@ -1,7 +1,9 @@
 //! The peer: Debian's Linux as a PV guest, to compare with and to test the lab by.
 //!
-//! Owns its kernel and its initramfs: busybox and a script that prints a line five times a second. Debian's
-//! cloud kernel, because it is the smaller one; everything a PV guest needs is built into it.
+//! Owns its kernel and its initramfs: busybox and a script that prints a line five times a second, or one that loads our
+//! measuring module. Debian's cloud kernel, because it is the smaller one; everything a PV guest needs is built into it.
+
+mod module;
 
 use std::path::{Path, PathBuf};
 
@@ -14,6 +16,7 @@ use super::cpio;
 use super::dom0;
 use super::prepare::{RECIPE, write};
 use crate::host::Progress;
+use module::Kernel;
 
 /// The peer's files.
 #[derive(Debug, Clone)]
@@ -33,6 +36,38 @@ pub fn peer(progress: &dyn Progress) -> Result<Peer> {
     let directory = cache.artefact(&format!("peer-r{RECIPE}"), |directory| make(&cache, directory, progress))?;
     progress.finished();
     Ok(Peer { kernel: directory.join("vmlinux"), initramfs: directory.join("initramfs.cpio") })
+}
+
+/// The peer as it measures: the command line says what, by `peer.bench=` and `peer.n=`.
+#[derive(Debug, Clone)]
+pub struct BenchPeer {
+    /// Linux, as `kernel=` of an xl configuration.
+    pub kernel: PathBuf,
+    /// Its initramfs, the whole archive.
+    pub initramfs: Vec<u8>,
+    /// Such as `6.1.0-56-cloud-amd64`.
+    pub release: String,
+}
+
+/// The peer with the measuring module, which is compiled at first use.
+/// # Errors
+/// When packages cannot be downloaded or installed (with the command to run), or the module cannot be compiled.
+pub fn bench_peer(progress: &dyn Progress) -> Result<BenchPeer> {
+    let Peer { kernel, initramfs } = peer(progress)?;
+    progress.stage("preparing the peer's module");
+    let versions = kernel.with_file_name("versions");
+    let text = std::fs::read_to_string(&versions).with_context(|| format!("reading {}", versions.display()))?;
+    let built_for = Kernel::among(&text).with_context(|| format!("{} names no kernel", versions.display()))?;
+    let cache = Cache::open(&cache::directory(), progress)?;
+    let module = module::module(&cache, &built_for, progress)?;
+    let mut archive = std::fs::read(&initramfs).with_context(|| format!("reading {}", initramfs.display()))?;
+    // Of two files with one name the kernel keeps the later.
+    let mut overlay = cpio::Archive::default();
+    overlay.file("init", 0o755, include_bytes!("peer/bench/init.sh"));
+    overlay.file("bench.ko", 0o644, &std::fs::read(module).context("reading the peer's module")?);
+    archive.extend(overlay.finish());
+    progress.finished();
+    Ok(BenchPeer { kernel, initramfs: archive, release: built_for.release })
 }
 
 fn make(cache: &Cache, directory: &Path, progress: &dyn Progress) -> Result<()> {

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::bench::Side;
+use crate::bench::said::{Heard, Listener};
 
 /// Prints each step with its time.
 struct Loud(Instant);
@@ -160,4 +162,44 @@ fn debians_xen_saves_and_restores_but_has_no_log_dirty() {
     linux.create();
     linux.ok("xl save linux /var/lib/xen/linux.save && xl restore /var/lib/xen/linux.save");
     linux.beats(5);
+}
+
+#[test]
+#[ignore = "boots Xen: the layer lab"]
+fn linux_measures_with_either_abi() {
+    let mut linux = Linux::boot("bench", false);
+    let peer = bench_peer(&linux.clock).expect("the module is compiled");
+    let kernel = linux.lab.put("vmlinuz", &std::fs::read(peer.kernel).expect("cached")).expect("put");
+    let ramdisk = linux.lab.put("initramfs", &peer.initramfs).expect("put");
+    for (fifo, abi) in [(0, "2l"), (1, "fifo")] {
+        let config = format!(
+            "name=\"{abi}\"\ntype=\"pv\"\nkernel=\"{kernel}\"\nramdisk=\"{ramdisk}\"\nmemory=128\nvcpus=2\n\
+             extra=\"console=hvc0 loglevel=6 printk.time=0 xen.fifo_events={fifo} peer.bench=drain,event-other peer.n=100\"\n"
+        );
+        let path = linux.lab.put("bench.cfg", config.as_bytes()).expect("put");
+        linux.lab.follow(abi).expect("followed");
+        linux.ok(&format!("xl create {path}"));
+        let mut ear = Listener::new(Side::Linux);
+        while !ear.ended() {
+            let line = linux.lab.lines().recv_timeout(STEP).expect("the guest measures");
+            if line.domain == abi
+                && let Heard::Remark(said) = ear.take(&line.text).expect("well told")
+            {
+                // More than four hundred loopback channels are more ports than xl gives a guest that does not ask.
+                assert!(said.starts_with("peer: bench-skip name=drain k=1024"), "{said}");
+            }
+        }
+        let figures = ear.into_figures();
+        let told: Vec<String> = figures.iter().map(|f| format!("{} {} {} {}", f.name, f.variant, f.abi, f.n)).collect();
+        let [k1, k8, k64, k256, spin, idle] = [
+            ("drain k=1", 100),
+            ("drain k=8", 100),
+            ("drain k=64", 25),
+            ("drain k=256", 10),
+            ("event-other other=spin", 100),
+            ("event-other other=idle", 25),
+        ]
+        .map(|(what, n)| format!("{what} {abi} {n}"));
+        assert_eq!(told, [k1, k8, k64, k256, spin, idle]);
+    }
 }
