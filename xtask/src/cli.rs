@@ -5,7 +5,7 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::commands::{check, direct, image, models, mutate, run, setup, suspend, test};
+use crate::commands::{bench, check, direct, image, models, mutate, run, setup, suspend, test};
 use crate::drive::cycles::Kind;
 
 /// Builds, runs, migrates and checks stasis, a Xen PV guest kernel made to be suspended.
@@ -49,6 +49,12 @@ enum Command {
     Direct(direct::DirectOptions),
     /// Start a guest under xl with its console on this terminal; Ctrl-] leaves.
     Run(run::RunOptions),
+    /// Measure events, IPIs, timers and hypercalls in the guest; with --against linux in Linux too, and compare.
+    ///
+    /// Shown: each figure as it comes, then a table with medians, ratios and their spread over the rounds, and the targets
+    /// where there are some. Raw histograms are left in target/bench/ as JSON. Real time says something only on a machine
+    /// that does nothing else; --deterministic counts instructions instead.
+    Bench(bench::BenchOptions),
     /// Build the kernel, check its ELF notes and segments, leave it at target/stasis.elf.
     Image,
     /// The one command before a commit: format, lints, host tests, docs, licences.
@@ -83,6 +89,7 @@ impl Cli {
             Command::SaveRestore { options, checkpoint: true } => suspend::run(Kind::Checkpoint, &options),
             Command::Direct(options) => direct::run(&options),
             Command::Run(options) => run::run(&options),
+            Command::Bench(options) => bench::run(&options),
             Command::Image => image::run(),
             Command::Check(options) => check::run(options),
             Command::Test(options) => test::run(&options),

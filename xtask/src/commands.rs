@@ -3,6 +3,8 @@
 //! Owns the start (terminal, log directory) and the end (where the logs are) of every command. A
 //! command is a function from its options to a result; exit codes are `main`'s.
 
+pub mod bench;
+mod bench_guests;
 pub mod check;
 pub mod direct;
 pub mod image;
