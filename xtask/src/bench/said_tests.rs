@@ -57,6 +57,16 @@ fn what_was_left_out_is_told() {
 }
 
 #[test]
+fn an_emulated_tsc_is_told() {
+    let heard = |tsc| {
+        Listener::new(Side::Stasis)
+            .take(&format!("stasis: bench-begin vcpus=2 tsc={tsc} rdtsc=45"))
+            .map(|heard| heard != Heard::Nothing)
+    };
+    assert_eq!((heard("emulated"), heard("native")), (Ok(true), Ok(false)));
+}
+
+#[test]
 fn every_way_to_be_broken_is_named() {
     let first = "peer: bench-hist name=self-event part=1 of=1 buckets=70:4";
     for (lines, want) in [
