@@ -8,10 +8,12 @@
 use percpu::Masked;
 use xen_sys::abi::xen::VcpuInfo;
 
+use crate::action::EndOfEvent;
 use crate::events::{CpuEvents, Events};
 use crate::hypervisor::Hypervisor;
 use crate::passage::Inside;
 use crate::port::PortNr;
+use crate::port_table::Found;
 
 /// What an upcall came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,6 +53,7 @@ impl<H: Hypervisor> Events<H> {
         drop(inside);
         let Some(taken) = taken else { return Upcall::Detached };
         cpu.counters.passes.add_masked(masked, taken.passes);
+        cpu.counters.events.add_masked(masked, taken.events);
         if taken.events == 0 {
             cpu.counters.spurious.bump_masked(masked);
             return Upcall::Spurious;
@@ -66,15 +69,31 @@ impl<H: Hypervisor> Events<H> {
                 handler(masked);
             }
         } else if let Some(found) = self.devices.lookup(nr, inside) {
-            if !found.action.is_on_racy(cpu.id) {
-                return self.forward(masked, cpu, nr);
+            if found.is_plain() {
+                self.count_turn(masked, cpu, nr, found.action);
+                found.action.run(masked);
+            } else {
+                self.dispatch_odd(masked, cpu, nr, found);
             }
-            cpu.counters.devices.bump_masked(masked);
-            self.throttle(masked, cpu, nr, found);
-            found.action.run(masked);
         } else {
             // Being unbound, which masks it (EV1).
             cpu.counters.unbound.bump_masked(masked);
         }
+    }
+
+    /// An event of a port that is late, being moved, or was moved.
+    #[inline(never)]
+    fn dispatch_odd(&self, masked: &Masked, cpu: &CpuEvents, nr: PortNr, found: Found<'_>) {
+        if !found.action.is_on_racy(cpu.id) {
+            return self.forward(masked, cpu, nr);
+        }
+        // One that is being moved is masked already.
+        if !found.is_moving() {
+            match found.action.end() {
+                EndOfEvent::Late => self.abi.mask_port(nr),
+                EndOfEvent::AtOnce => self.count_turn(masked, cpu, nr, found.action),
+            }
+        }
+        found.action.run(masked);
     }
 }

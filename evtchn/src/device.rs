@@ -45,8 +45,7 @@ impl Binding {
 }
 
 impl<H: Hypervisor> Events<H> {
-    /// Binds port `nr` to `action` on `cpu` and unmasks it. An event that came before makes the action run at once;
-    /// one that came while the port was being moved may be swallowed, so look at the device once afterwards.
+    /// Binds port `nr` to `action` on `cpu` and unmasks it. An event that came before makes the action run at once.
     ///
     /// # Errors
     /// As [`DeviceError`] says, with nothing bound.
@@ -74,10 +73,13 @@ impl<H: Hypervisor> Events<H> {
         action.set_cpu(cpu);
         action.forget_turn();
         action.set_muted(false);
+        // Until now it was vCPU 0's, as far as Xen knows: see `moving.rs`.
+        let was_moved = cpu != CpuId::BOOT;
+        self.cpus.on(CpuId::BOOT).own.add(nr);
         self.cpus.on(cpu).own.add(nr);
-        self.devices.publish(nr, action.clone());
+        self.devices.publish(nr, action.clone(), was_moved);
         self.unmask_by_xen(nr);
-        Ok(Binding { action: action.clone(), port, cpu, was_moved: false })
+        Ok(Binding { action: action.clone(), port, cpu, was_moved })
     }
 
     /// Takes the slot of `nr` and has Xen tell `cpu` of the port, which is masked then, and in no queue.

@@ -9,7 +9,11 @@
 //! | null | free | who binds: to TAKEN |
 //! | TAKEN | being bound or unbound: nothing is found here, and nobody else may bind | who put it there |
 //! | action | bound; the slot has a share of the action | the binding's owner |
-//! | action, MOVING | bound, and about to be bound to another CPU: masks are its mover's | the binding's owner |
+//! | … and MOVING | it is about to be bound to another CPU: masks are its mover's | |
+//! | … and MOVED | it has been another CPU's, which may still be told of it | |
+//! | … and LATE | its events end late | |
+//!
+//! With none of the three an event can be handled without more ado.
 //!
 //! Turned down: two words stored in a careful order. A reader can come between them, on the way in and on the way out.
 
@@ -20,14 +24,16 @@ use core::ptr::{self, NonNull};
 use percpu::Quiesced;
 use xen_sys::primitive::sync::atomic::{AtomicPtr, Ordering};
 
-use crate::action::Action;
+use crate::action::{Action, EndOfEvent};
 use crate::chunks::{self, Chunks};
 use crate::passage::Inside;
 use crate::port::PortNr;
 
 const TAKEN: usize = 1;
 const MOVING: usize = 2;
-const TAGS: usize = TAKEN | MOVING;
+const MOVED: usize = 4;
+const LATE: usize = 8;
+const TAGS: usize = TAKEN | MOVING | MOVED | LATE;
 const _: () = assert!(align_of::<Action>() > TAGS, "tags stand in the low bits");
 
 /// One port's entry in the [`PortTable`]. The encoding is at the head of the file.
@@ -44,8 +50,20 @@ struct PortSlot {
 #[derive(Clone, Copy)]
 pub(crate) struct Found<'a> {
     pub(crate) action: &'a Action,
-    /// Its masks are its mover's.
-    pub(crate) moving: bool,
+    tags: usize,
+}
+
+impl Found<'_> {
+    /// Whether it is this CPU's, ends its events at once, and is not being moved.
+    #[inline]
+    pub(crate) fn is_plain(&self) -> bool {
+        self.tags == 0
+    }
+
+    /// Whether its masks are its mover's.
+    pub(crate) fn is_moving(&self) -> bool {
+        self.tags & MOVING != 0
+    }
 }
 
 /// See the head of this file.
@@ -100,11 +118,15 @@ impl PortTable {
     }
 
     /// Puts `action`, with its port entered, into the slot of `nr`, which was taken.
-    pub(crate) fn publish(&self, nr: PortNr, action: Arc<Action>) {
+    /// `moved`: another CPU may be told of it.
+    pub(crate) fn publish(&self, nr: PortNr, action: Arc<Action>, moved: bool) {
         if let Some(slot) = self.slot(nr) {
+            let late = if action.end() == EndOfEvent::Late { LATE } else { 0 };
+            let tags = late | if moved { MOVED } else { 0 };
+            let word = Arc::into_raw(action).cast_mut().map_addr(|address| address | tags);
             // ORDERING: Release, pairs with the Acquire in `lookup` (PT1).
             // Weakening fails in evtchn/tests/loom_port_table.rs.
-            slot.word.store(Arc::into_raw(action).cast_mut(), Ordering::Release);
+            slot.word.store(word, Ordering::Release);
         }
     }
 
@@ -118,12 +140,12 @@ impl PortTable {
         unsafe { Self::share(word) }
     }
 
-    /// Says whether the port of `nr`, which is bound, is being moved.
+    /// Says whether the port of `nr`, which is bound, is being moved. Once it was, it has been another CPU's.
     pub(crate) fn set_moving(&self, nr: PortNr, moving: bool) {
         let Some(slot) = self.slot(nr) else { return };
         // ORDERING: Relaxed: nobody else changes a word that is bound but its owner.
         let word = slot.word.load(Ordering::Relaxed);
-        let tag = if moving { MOVING } else { 0 };
+        let tag = if moving { MOVING } else { MOVED };
         // ORDERING: Release, pairs with the Acquire in `lookup`: who finds the action without MOVING finds its new CPU in it;
         //   also keeps PT1 for who reads this word instead of `publish`'s.
         // Weakening fails in evtchn/tests/loom_move.rs.
@@ -140,7 +162,7 @@ impl PortTable {
         //   (PT1). That is not given back before this CPU has left the section that `_inside` is of (PT2), and the
         //   borrow ends before that. What changes in an action is atomic.
         let action = unsafe { action.as_ref() };
-        Some(Found { action, moving: word.addr() & MOVING != 0 })
+        Some(Found { action, tags: word.addr() & TAGS })
     }
 
     /// Empties every slot: the ports are those of an earlier life. Frees nothing: see [`PortTable::reap`].

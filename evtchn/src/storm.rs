@@ -1,6 +1,6 @@
 //! Ports that fire too often: no port keeps a CPU from its other ports, its timer or its tasks.
 //!
-//! Two means, for two kinds of port ([`EndOfEvent`]):
+//! Two means, for two kinds of port ([`EndOfEvent`](crate::EndOfEvent)):
 //! - *late*: the port is masked before its handler runs, and unmasked when its owner has done what the event asked for. Who
 //!   sends for nothing is answered later and later ([`end_of_event`](Events::end_of_event)). For peers in other domains.
 //! - *at once*: a port may fire [`BURST`] times in one turn of its CPU's executor; then it is *muted*, that is masked, until
@@ -18,12 +18,11 @@ use percpu::{Masked, current};
 use xen_sys::abi::xen::VcpuInfo;
 use xen_sys::primitive::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use crate::action::{Action, EndOfEvent, NO_TURN};
+use crate::action::{Action, NO_TURN};
 use crate::events::{CpuEvents, Events};
 use crate::hypervisor::Hypervisor;
 use crate::passage::TaskInside;
 use crate::port::PortNr;
-use crate::port_table::Found;
 
 /// Events of one port that its CPU handles in one turn of its executor.
 pub const BURST: u32 = 32;
@@ -48,21 +47,12 @@ impl Turns {
 }
 
 impl<H: Hypervisor> Events<H> {
-    /// Before the handler of a device port runs: masks what is to be masked.
+    /// One more event of a port whose events end at once: it is muted if it is the last that is let in in this turn.
     #[inline]
-    pub(crate) fn throttle(&self, masked: &Masked, cpu: &CpuEvents, nr: PortNr, found: Found<'_>) {
-        if found.moving {
-            // Masked already.
-            return;
-        }
-        if found.action.end() == EndOfEvent::Late {
-            self.abi.mask_port(nr);
-            return;
-        }
+    pub(crate) fn count_turn(&self, masked: &Masked, cpu: &CpuEvents, nr: PortNr, action: &Action) {
         // ORDERING: Relaxed, this CPU's own.
-        let turn = cpu.turns.turn.load(Ordering::Relaxed);
-        if found.action.is_last_in(turn, BURST) {
-            self.mute(masked, cpu, nr, found.action);
+        if action.is_last_in(cpu.turns.turn.load(Ordering::Relaxed), BURST) {
+            self.mute(masked, cpu, nr, action);
         }
     }
 
@@ -91,7 +81,7 @@ impl<H: Hypervisor> Events<H> {
         turns.any_muted.store(false, Ordering::Relaxed);
         for nr in self.devices.reached() {
             let Some(found) = self.devices.lookup(nr, &section.inside) else { continue };
-            if found.action.is_muted() && !found.moving && found.action.is_on_racy(current()) {
+            if found.action.is_muted() && !found.is_moving() && found.action.is_on_racy(current()) {
                 found.action.set_muted(false);
                 self.unmask_own_nr(&section.masked, flags, nr);
             }
@@ -104,7 +94,7 @@ impl<H: Hypervisor> Events<H> {
         self.cpus.mine().turns.any_muted.load(Ordering::Relaxed)
     }
 
-    /// What an event of a [late](EndOfEvent::Late) port asked for has been done: the next may come. `flags` is this CPU's
+    /// What an event of a [late](crate::EndOfEvent::Late) port asked for has been done: the next may come. `flags` is this CPU's
     /// registered `vcpu_info`. Context: task or upcall, on any CPU; on the port's own it costs no hypercall unless one waits
     /// (FIFO ABI).
     ///
@@ -114,7 +104,7 @@ impl<H: Hypervisor> Events<H> {
         let Some(port) = action.port().filter(|port| port.incarnation == self.incarnation()) else { return };
         let Some(found) = self.devices.lookup(port.nr, &section.inside) else { return };
         // Being moved, it is unmasked at the end of that.
-        if found.moving || !core::ptr::eq(found.action, action) {
+        if found.is_moving() || !core::ptr::eq(found.action, action) {
             return;
         }
         if action.is_on_racy(current()) {
@@ -139,6 +129,7 @@ pub fn end_delay_ns(action: &Action, fruitful: bool) -> u64 {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::action::EndOfEvent;
 
     #[test]
     fn who_sends_for_nothing_waits_longer_and_longer() {

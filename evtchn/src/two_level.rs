@@ -204,24 +204,19 @@ impl<'a> TwoLevel<'a> {
         while words != 0 {
             let word = words.trailing_zeros() as usize;
             words &= words - 1;
-            // Ports of this word that have not had their chance in this pass.
-            let mut left = !0;
             let (mine, pending, mask) =
                 (&own.mine[word], &self.shared.evtchn_pending[word], &self.shared.evtchn_mask[word]);
+            // ORDERING: Relaxed all. Own ports: see `OwnPorts::add`. What Xen set before the selector bit is visible since the
+            //   swap; what it sets from here on it announces by the selector anew.
+            let mut bits = pending.load(Ordering::Relaxed);
             loop {
                 // Looked up anew for each event: a handler may have masked or unbound another port of this word.
-                // ORDERING: Relaxed, see `OwnPorts::add`.
-                let mut bits = left & mine.load(Ordering::Relaxed);
-                if bits != 0 {
-                    // ORDERING: Relaxed: what Xen set before the selector bit is visible since the swap.
-                    bits &= pending.load(Ordering::Relaxed);
-                    bits &= !mask.load(Ordering::Relaxed);
-                }
+                bits &= mine.load(Ordering::Relaxed) & !mask.load(Ordering::Relaxed);
                 if bits == 0 {
                     break;
                 }
                 let bit = bits.trailing_zeros();
-                left &= !1 << bit;
+                bits &= bits - 1;
                 let Some(nr) = port_at(word, bit) else { continue };
                 // ORDERING: Acquire, pairs with Xen setting PENDING: if the sender found it set already, this is the
                 // only operation that orders its work before our handler.

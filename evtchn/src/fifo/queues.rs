@@ -143,11 +143,10 @@ impl Queues {
             head => head,
         };
         let mut events: u32 = 0;
-        loop {
+        while let Some(nr) = PortNr::new(head) {
             // A queue that Xen calls ready begins with a port of the array. If not, it is left until it is ready anew.
-            let Some((nr, word)) = PortNr::new(head).and_then(|nr| Some((nr, array.word(nr)?))) else {
+            let Some(word) = array.word(nr) else {
                 head = 0;
-                *ready &= !(1 << queue);
                 break;
             };
             let off = word.take();
@@ -156,21 +155,21 @@ impl Queues {
                 events = events.wrapping_add(1);
                 handle(nr);
             }
-            // Before the next are added: this queue is ready anew if Xen found it empty, and its first port stands in the block.
-            if head == 0 {
-                *ready &= !(1 << queue);
-            }
             // ORDERING: Relaxed, a hint: what is missed now is found in the next pass.
             if block.ready.load(Ordering::Relaxed) != 0 {
-                *ready |= self.take_ready();
-                break;
-            }
-            if head == 0 {
                 break;
             }
         }
+        // Before the next are added: this queue is ready anew if Xen found it empty, and its first port stands in the block.
+        if head == 0 {
+            *ready &= !(1 << queue);
+        }
         // ORDERING: Relaxed, this CPU's own.
         cached.store(head, Ordering::Relaxed);
+        // ORDERING: Relaxed, a hint, as above.
+        if block.ready.load(Ordering::Relaxed) != 0 {
+            *ready |= self.take_ready();
+        }
         events
     }
 }
