@@ -2,8 +2,9 @@
 //!
 //! | step | what holds after it |
 //! |---|---|
-//! | MOVING stands in the slot, the port is masked; a grace period | nobody but the mover masks or unmasks the port |
-//! | it is masked again; it is in no queue | an event stays PENDING, and nobody is told |
+//! | MOVING stands in the slot, the port is masked; a grace period | nobody but the mover unmasks the port |
+//! | it is masked again; a grace period | who found it unmasked in between has handled its event |
+//! | it is in no queue | an event stays PENDING, and nobody is told |
 //! | Xen tells the new CPU (`EVTCHNOP_bind_vcpu`), which looks at it from now on | |
 //! | MOVING is taken away, Xen unmasks | what is PENDING, Xen tells the new CPU |
 //! | a grace period | the old CPU, which may have been looking at the PENDING bit, has taken its event or left it |
@@ -30,6 +31,8 @@ use crate::port::PortNr;
 enum Step {
     /// Sections that began before MOVING may still unmask.
     Settle,
+    /// Sections that began before it was masked for good may have taken an event.
+    Quiet,
     /// Masked, and waits to be in no queue.
     Unlink,
     /// The new CPU has it; the old one may still be handling an event.
@@ -102,6 +105,14 @@ impl<H: Hypervisor> Moving<'_, H> {
             }
             // Once more: a section that began before may have unmasked it.
             events.abi.mask_port(nr);
+            self.step = Step::Quiet;
+            self.grace = Grace::begin();
+        }
+        if matches!(self.step, Step::Quiet) {
+            // One that began since, and found it unmasked, is running the handler: the new CPU must not run it too.
+            if !self.passed() {
+                return Ok(false);
+            }
             self.step = Step::Unlink;
         }
         if matches!(self.step, Step::Unlink) {
@@ -148,7 +159,7 @@ impl<H: Hypervisor> Moving<'_, H> {
 impl<H: Hypervisor> Drop for Moving<'_, H> {
     fn drop(&mut self) {
         let same_life = self.binding.port.incarnation == self.events.incarnation();
-        if same_life && matches!(self.step, Step::Settle | Step::Unlink) {
+        if same_life && matches!(self.step, Step::Settle | Step::Quiet | Step::Unlink) {
             self.end_here();
         }
     }

@@ -7,6 +7,7 @@ mod each_abi;
 
 use evtchn::hosted::{self, Channel, Fake, bring_up, cpu, masked, nr};
 use evtchn::{AbiKind, Action, Binding, EndOfEvent, Events, Handlers};
+use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use loom::thread;
@@ -36,9 +37,14 @@ fn model(bound: usize, f: impl Fn() + Send + Sync + 'static) {
 
 /// Two CPUs, up, and a device's port on CPU 0.
 fn up(abi: AbiKind, action: &std::sync::Arc<Action>) -> (Fake, Arc<Events<Fake>>, Binding) {
-    let xen = Fake::new(2);
+    cpus_up(2, abi, action)
+}
+
+/// As [`up`], with so many CPUs.
+fn cpus_up(nr_cpus: usize, abi: AbiKind, action: &std::sync::Arc<Action>) -> (Fake, Arc<Events<Fake>>, Binding) {
+    let xen = Fake::new(nr_cpus);
     let events = hosted::boot(&xen, abi, Handlers::new());
-    for n in [0, 1] {
+    for n in 0..nr_cpus {
         let _on = percpu::hosted::enter(cpu(n));
         bring_up(&events, &xen).expect("room");
     }
@@ -159,6 +165,54 @@ fn moved_while_an_event_is_ended(abi: AbiKind) {
         WORK.store(3, Relaxed);
         xen.raise(port);
         settle(&xen, &events, &binding, true);
+    });
+}
+
+/// What the handler touches, one run after the other: loom stops if a run is not ordered after the one before.
+struct Touched(UnsafeCell<()>);
+
+// SAFETY: that it is never touched by two at once is what is tested here; loom stops if it is.
+unsafe impl Send for Touched {}
+// SAFETY: as above.
+unsafe impl Sync for Touched {}
+
+impl Touched {
+    fn run(&self) {
+        self.0.with_mut(|_| ());
+    }
+}
+
+/// An event is ended, which unmasks the port, just as it is about to be moved; the old CPU takes the next one, and the new
+/// CPU the one after. With the 2-level ABI, where nobody waits for the old CPU to take the port off its queue.
+#[test]
+fn handlers_take_turns() {
+    model(2, || {
+        let touched = Touched(UnsafeCell::new(()));
+        let action = Action::new(EndOfEvent::Late, 0, move |_, _| touched.run());
+        let (xen, events, mut binding) = cpus_up(3, AbiKind::TwoLevel, &action);
+        let port = binding.port().nr.get();
+        xen.raise(port);
+        upcall(&xen, &events, 0);
+        xen.raise(port);
+        let ender = {
+            let (xen, events, action) = (xen.clone(), events.clone(), action.clone());
+            thread::spawn(move || {
+                let _on = percpu::hosted::enter(cpu(2));
+                events.end_of_event(&action, xen.flags(cpu(2)));
+            })
+        };
+        let old = cpu_at_work(&xen, &events, 0);
+        let mut moving = events.move_device(&mut binding, cpu(1)).expect("up");
+        while !moving.is_over().expect("a device's port") {
+            // From here on the new CPU is told, while the old one may still be at it.
+            if xen.channel(port) == Channel::Device(cpu(1)) {
+                xen.raise(port);
+                upcall(&xen, &events, 1);
+            }
+            thread::yield_now();
+        }
+        ender.join().expect("no panic");
+        old.join().expect("no panic");
     });
 }
 
