@@ -108,7 +108,7 @@ impl Action {
 
     #[inline]
     pub(crate) fn run(&self, masked: &Masked) {
-        // Not a plain store: while it is moved, the CPU that had it may be in here still.
+        // Not a plain store: the CPU that runs it changes, and owners read it to know what was handled.
         self.count.bump();
         (self.handler)(masked, self);
     }
@@ -133,7 +133,8 @@ impl Action {
         self.cpu.store(cpu.vcpu(), Ordering::Relaxed);
     }
 
-    /// One more event in `turn`, of which `burst` are let in. Whether it is the last of them.
+    /// One more event in `turn`, of which `burst` are let in. Whether it is the last of them, or there are more than that:
+    /// somebody else may have unmasked the port.
     #[inline]
     pub(crate) fn is_last_in(&self, turn: u32, burst: u32) -> bool {
         // ORDERING: Relaxed all, this CPU's own.
@@ -141,8 +142,7 @@ impl Action {
             self.turn.store(turn, Ordering::Relaxed);
             self.left.store(burst, Ordering::Relaxed);
         }
-        // Not below 0: the port is masked then, until another turn.
-        let left = self.left.load(Ordering::Relaxed).wrapping_sub(1);
+        let left = self.left.load(Ordering::Relaxed).saturating_sub(1);
         self.left.store(left, Ordering::Relaxed);
         left == 0
     }

@@ -24,7 +24,7 @@ pub(crate) const PORTS: usize = if cfg!(loom) {
 /// As many pieces as the larger ABI has ports for. In place: a look at one costs no load of where they are.
 const MOST: usize = if cfg!(loom) {
     16
-} else if cfg!(miri) {
+} else if cfg!(any(miri, shuttle)) {
     4
 } else {
     (1 << 17) / PORTS

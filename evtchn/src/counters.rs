@@ -122,7 +122,7 @@ pub struct CpuCounts {
     pub virqs: u64,
     /// Ipis handled.
     pub ipis: u64,
-    /// Events of device ports handled.
+    /// Events of device ports handled, in upcalls that have ended.
     pub devices: u64,
     /// Events on ports that had just been unbound.
     pub unbound: u64,

@@ -1,7 +1,9 @@
 //! The upcall: from a pending event to its handler. Runs on the CPU that Xen interrupted, with upcalls masked.
 //!
-//! No lock, no allocation, and no line is written that another CPU writes, but for the PENDING bits of the 2-level
-//! ABI (its file lists every line). Progress: wait-free for each event; the whole returns once nothing is pending, which
+//! No lock, no allocation, and no line is written that another CPU writes, but for the PENDING bits of the 2-level ABI, which are
+//! the domain's, its MASKED bits where an event ends late, and FIFO words of neighbours. The files of the ABIs list their lines;
+//! besides, each event of a device port reads its slot and reads and writes its [`Action`](crate::Action), and each
+//! upcall writes this CPU's counters and its passage. Progress: wait-free for each event; the whole returns once nothing is pending, which
 //! no port can put off for long (`storm.rs`).
 #![forbid(unsafe_code)]
 
@@ -47,7 +49,7 @@ impl<H: Hypervisor> Events<H> {
             self.abi.drop_pending(masked, flags);
             return Upcall::NotReady;
         }
-        let inside = cpu.passage.enter(masked);
+        let inside = cpu.passage.enter_or_stay(masked);
         let handle = (|nr| self.dispatch(masked, cpu, &inside, nr), |nr| self.dispatch(masked, cpu, &inside, nr));
         let taken = self.abi.take_pending(masked, flags, &cpu.own, handle);
         drop(inside);
@@ -73,7 +75,7 @@ impl<H: Hypervisor> Events<H> {
                 self.count_turn(masked, cpu, nr, found.action);
                 found.action.run(masked);
             } else {
-                self.dispatch_odd(masked, cpu, nr, found);
+                self.dispatch_odd(masked, cpu, inside, nr, found);
             }
         } else {
             // Being unbound, which masks it (EV1).
@@ -83,9 +85,9 @@ impl<H: Hypervisor> Events<H> {
 
     /// An event of a port that is late, being moved, or was moved.
     #[inline(never)]
-    fn dispatch_odd(&self, masked: &Masked, cpu: &CpuEvents, nr: PortNr, found: Found<'_>) {
+    fn dispatch_odd(&self, masked: &Masked, cpu: &CpuEvents, inside: &Inside<'_>, nr: PortNr, found: Found<'_>) {
         if !found.action.is_on_racy(cpu.id) {
-            return self.forward(masked, cpu, nr);
+            return self.forward(masked, cpu, inside, nr);
         }
         // One that is being moved is masked already.
         if !found.is_moving() {

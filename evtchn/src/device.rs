@@ -54,7 +54,8 @@ impl<H: Hypervisor> Events<H> {
     /// If the domain has no such CPU.
     pub fn bind_device(&self, nr: PortNr, cpu: CpuId, action: &Arc<Action>) -> Result<Binding, DeviceError> {
         self.devices.reap();
-        if !self.is_ready(cpu) {
+        // vCPU 0 too: it looks at ports of other CPUs (`moving.rs`), and forgets all when it binds its intents.
+        if let Some(cpu) = [cpu, CpuId::BOOT].into_iter().find(|cpu| !self.is_ready(*cpu)) {
             return Err(DeviceError::CpuNotReady { nr, cpu });
         }
         // vCPU 0 has the global virqs, which Xen would move; what other CPUs have it refuses below. A table that is not
@@ -66,32 +67,36 @@ impl<H: Hypervisor> Events<H> {
         self.reach(nr).map_err(|errno| DeviceError::NoSuchPort { nr, errno })?;
         let port = Port { nr, incarnation: self.incarnation() };
         action.port.claim(port).map_err(|has| DeviceError::ActionTaken { nr, has })?;
-        if let Err(error) = self.take_port(nr, cpu) {
-            action.port.release();
-            return Err(error);
-        }
+        // Until now it was vCPU 0's, as far as Xen knows, or whoever had it before: see `moving.rs`.
+        let was_moved = match self.take_port(nr, cpu) {
+            Ok(was_moved) => was_moved || cpu != CpuId::BOOT,
+            Err(error) => {
+                action.port.release();
+                return Err(error);
+            }
+        };
         action.set_cpu(cpu);
         action.forget_turn();
         action.set_muted(false);
-        // Until now it was vCPU 0's, as far as Xen knows: see `moving.rs`.
-        let was_moved = cpu != CpuId::BOOT;
-        self.cpus.on(CpuId::BOOT).own.add(nr);
-        self.cpus.on(cpu).own.add(nr);
+        if was_moved {
+            self.cpus.iter().for_each(|(_, cpu)| cpu.own.add(nr));
+        } else {
+            self.cpus.on(cpu).own.add(nr);
+        }
         self.devices.publish(nr, action.clone(), was_moved);
         self.unmask_by_xen(nr);
         Ok(Binding { action: action.clone(), port, cpu, was_moved })
     }
 
-    /// Takes the slot of `nr` and has Xen tell `cpu` of the port, which is masked then, and in no queue.
-    fn take_port(&self, nr: PortNr, cpu: CpuId) -> Result<(), DeviceError> {
-        if !self.devices.take(nr) {
-            return Err(DeviceError::PortTaken { nr });
-        }
+    /// Takes the slot of `nr` and has Xen tell `cpu` of the port, which is masked then, and in no queue. Whether it has been
+    /// another CPU's.
+    fn take_port(&self, nr: PortNr, cpu: CpuId) -> Result<bool, DeviceError> {
+        let was_moved = self.devices.take(nr).ok_or(DeviceError::PortTaken { nr })?;
         let routed = self.route(nr, cpu);
         if routed.is_err() {
             self.devices.free(nr);
         }
-        routed
+        routed.map(|()| was_moved)
     }
 
     fn route(&self, nr: PortNr, cpu: CpuId) -> Result<(), DeviceError> {
@@ -152,12 +157,13 @@ impl<H: Hypervisor> Unbinding<'_, H> {
     /// old event of it off its queue, which it does with its next upcall, which is due.
     pub fn is_over(&mut self) -> bool {
         let Self { events, port, .. } = *self;
+        if self.share.is_none() {
+            return true;
+        }
         if port.incarnation != events.incarnation() {
             // Every CPU was parked meanwhile, outside of its sections; the slot was emptied.
             self.share = None;
-            return true;
-        }
-        if self.share.is_none() {
+            self.action.port.release();
             return true;
         }
         if !self.grace.is_over(&events.cpus, |cpu| &cpu.passage) {
@@ -182,6 +188,10 @@ impl<H: Hypervisor> Unbinding<'_, H> {
 
 impl<H: Hypervisor> Drop for Unbinding<'_, H> {
     fn drop(&mut self) {
+        if self.port.incarnation != self.events.incarnation() {
+            // As `is_over` would have found.
+            self.is_over();
+        }
         core::mem::forget(self.share.take());
     }
 }

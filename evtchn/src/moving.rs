@@ -24,7 +24,7 @@ use crate::device::Binding;
 use crate::error::DeviceError;
 use crate::events::{CpuEvents, Events};
 use crate::hypervisor::Hypervisor;
-use crate::passage::Grace;
+use crate::passage::{Grace, Inside};
 use crate::port::PortNr;
 
 /// How far it is.
@@ -38,6 +38,8 @@ enum Step {
     /// The new CPU has it; the old one may still be handling an event.
     Drain,
     Over,
+    /// Xen refused.
+    Failed(DeviceError),
 }
 
 /// A port on its way to another CPU. Dropped half way, it stays with the CPU that has it then.
@@ -51,13 +53,16 @@ pub struct Moving<'a, H: Hypervisor> {
 }
 
 impl<H: Hypervisor> Events<H> {
-    /// An event that this CPU has taken, and is another's now: it is made pending again, and told to that one by Xen. Costs a
-    /// hypercall. Context: upcall.
+    /// An event that this CPU has taken, and is another's now: it is made pending again, and told to that one by Xen, or by who
+    /// moves or unbinds the port, if somebody does. Costs a hypercall. Context: upcall.
     #[cold]
-    pub(crate) fn forward(&self, masked: &Masked, cpu: &CpuEvents, nr: PortNr) {
+    pub(crate) fn forward(&self, masked: &Masked, cpu: &CpuEvents, inside: &Inside<'_>, nr: PortNr) {
         cpu.counters.forwarded.bump_masked(masked);
         self.abi.make_pending_masked(nr);
-        self.unmask_by_xen(nr);
+        // Looked up anew: if the mover has unmasked the port before we masked it, we see here that it is through.
+        if self.devices.lookup(nr, inside).is_some_and(|found| !found.is_moving()) {
+            self.unmask_by_xen(nr);
+        }
     }
 
     /// Begins to move a device port to `cpu`.
@@ -99,6 +104,9 @@ impl<H: Hypervisor> Moving<'_, H> {
             self.step = Step::Over;
             return Err(DeviceError::NotBound);
         }
+        if let Step::Failed(error) = self.step {
+            return Err(error);
+        }
         if matches!(self.step, Step::Settle) {
             if !self.passed() {
                 return Ok(false);
@@ -121,7 +129,8 @@ impl<H: Hypervisor> Moving<'_, H> {
             }
             if let Err(errno) = events.xen.bind_vcpu(nr, self.to) {
                 self.end_here();
-                return Err(DeviceError::Route { nr, cpu: self.to, errno });
+                self.step = Step::Failed(DeviceError::Route { nr, cpu: self.to, errno });
+                return self.is_over();
             }
             // It stays one of the old CPU's to look at.
             self.binding.cpu = self.to;

@@ -10,7 +10,7 @@
 //! | TAKEN | being bound or unbound: nothing is found here, and nobody else may bind | who put it there |
 //! | action | bound; the slot has a share of the action | the binding's owner |
 //! | … and MOVING | it is about to be bound to another CPU: masks are its mover's | |
-//! | … and MOVED | it has been another CPU's, which may still be told of it | |
+//! | any, and MOVED | the port has been another CPU's in this life, which may still be told of it | |
 //! | … and LATE | its events end late | |
 //!
 //! With none of the three an event can be handled without more ado.
@@ -97,23 +97,31 @@ impl PortTable {
         ports.filter_map(|port| PortNr::new(u32::try_from(port).ok()?))
     }
 
-    /// Takes the free slot of `nr`, so that the port can be made ready. Whether it was free.
-    pub(crate) fn take(&self, nr: PortNr) -> bool {
+    /// Takes the free slot of `nr`, so that the port can be made ready. `None` if it was not free; otherwise whether the port has
+    /// been another CPU's in this life of the domain, which may still be told of it.
+    pub(crate) fn take(&self, nr: PortNr) -> Option<bool> {
+        let slot = self.slot(nr)?;
+        // ORDERING: Relaxed, the exchange decides.
+        let free = slot.word.load(Ordering::Relaxed);
+        if free.addr() & !MOVED != 0 {
+            return None;
+        }
+        let taken = free.map_addr(|tags| tags | TAKEN);
         // ORDERING: Acquire, pairs with the Release in `free`: what was done to the port before comes before what is now.
         //   Relaxed on failure: nothing is done then.
         // UNTESTED: all that is done to a port is read-modify-writes, which loom keeps in the order in which they run.
-        self.slot(nr).is_some_and(|slot| {
-            let taken = ptr::without_provenance_mut(TAKEN);
-            slot.word.compare_exchange(ptr::null_mut(), taken, Ordering::Acquire, Ordering::Relaxed).is_ok()
-        })
+        let won = slot.word.compare_exchange(free, taken, Ordering::Acquire, Ordering::Relaxed).is_ok();
+        won.then_some(free.addr() & MOVED != 0)
     }
 
     /// Gives back a slot that was taken, or the action's share was taken out of.
     pub(crate) fn free(&self, nr: PortNr) {
         if let Some(slot) = self.slot(nr) {
+            // ORDERING: Relaxed: nobody else changes a word that is taken.
+            let free = slot.word.load(Ordering::Relaxed).map_addr(|tags| tags & MOVED);
             // ORDERING: Release, pairs with the Acquire in `take`.
             // UNTESTED: see there.
-            slot.word.store(ptr::null_mut(), Ordering::Release);
+            slot.word.store(free, Ordering::Release);
         }
     }
 
@@ -135,7 +143,10 @@ impl PortTable {
     pub(crate) fn retire(&self, nr: PortNr) -> Option<Arc<Action>> {
         // ORDERING: Relaxed. The grace period that begins next has a Release that shows this to every CPU; and who has the
         //   binding has published the share, or was handed the binding by who did.
-        let word = self.slot(nr)?.word.swap(ptr::without_provenance_mut(TAKEN), Ordering::Relaxed);
+        let slot = self.slot(nr)?;
+        // ORDERING: Relaxed: nobody else changes a word that is bound but its owner.
+        let moved = slot.word.load(Ordering::Relaxed).addr() & MOVED;
+        let word = slot.word.swap(ptr::without_provenance_mut(TAKEN | moved), Ordering::Relaxed);
         // SAFETY: it came out of a slot just now, so the share is ours (PT1).
         unsafe { Self::share(word) }
     }

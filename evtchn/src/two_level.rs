@@ -9,7 +9,7 @@
 //! |---|---|---|---|
 //! | own `vcpu_info` | yes | yes | Xen |
 //! | own [`OwnPorts`] | yes | no | whoever binds a device port here |
-//! | `shared_info` MASKED words with own ports in them | yes | no | whoever masks, unmasks or binds |
+//! | `shared_info` MASKED words with own ports in them | yes | for late and muted ports | whoever masks, unmasks or binds |
 //! | `shared_info` PENDING words with own ports in them | yes | one bit for each event | Xen and every other CPU |
 //!
 //! The last one is the ABI's price, and the reason for the FIFO ABI. A word in which this CPU owns nothing is not
@@ -123,10 +123,13 @@ impl<'a> TwoLevel<'a> {
     /// An event that was taken waits again, behind the mask.
     pub(crate) fn make_pending_masked(self, nr: PortNr) {
         if let Some(at) = Place::of(nr) {
-            // ORDERING: Relaxed both: Xen's unmask, a hypercall, comes after. What the sender did first goes along: every change
-            //   of the PENDING word is a read-modify-write, so who takes the event next acquires what the sender's released.
-            self.shared.evtchn_mask[at.word].fetch_or(at.bit, Ordering::Relaxed);
+            // ORDERING: Relaxed. What the sender did first goes along: every change of the PENDING word is a read-modify-write, so
+            //   who takes the event next acquires what the sender's released.
             self.shared.evtchn_pending[at.word].fetch_or(at.bit, Ordering::Relaxed);
+            // ORDERING: AcqRel, pairs with Xen's unmask for who moves the port. We before it: the release half shows it PENDING, and
+            //   it tells the new CPU. It before us: the acquire half shows us a slot that is not MOVING, and we ask Xen.
+            // UNTESTED: the models let Xen's unmask be a fence, as it is.
+            self.shared.evtchn_mask[at.word].fetch_or(at.bit, Ordering::AcqRel);
         }
     }
 
@@ -206,6 +209,10 @@ impl<'a> TwoLevel<'a> {
             words &= words - 1;
             let (mine, pending, mask) =
                 (&own.mine[word], &self.shared.evtchn_pending[word], &self.shared.evtchn_mask[word]);
+            // ORDERING: Relaxed, see `OwnPorts::add`.
+            if mine.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
             // ORDERING: Relaxed. What Xen set before the selector bit is visible since the swap; what it sets from here on it
             //   announces by the selector anew.
             let mut bits = pending.load(Ordering::Relaxed);

@@ -35,6 +35,8 @@ with_each_abi! {
     an_action_is_freed_after_its_last_run,
     a_moved_port_takes_its_events_along,
     nobody_looks_at_a_port_that_has_moved_and_is_gone,
+    an_unbinding_over_a_restore_frees_the_action_for_another_port,
+    a_muted_port_whose_move_is_given_up_is_muted_again,
     a_port_that_fires_without_end_is_muted_until_the_next_turn,
     a_late_port_waits_for_the_end_of_its_event,
     ipis_come_first,
@@ -680,4 +682,45 @@ fn ipis_come_first(abi: AbiKind) {
     upcall(&xen, &events, 0);
     let first = if abi == AbiKind::Fifo { "call" } else { "timer" };
     assert_eq!(seen()[0], (0, first));
+}
+
+fn an_unbinding_over_a_restore_frees_the_action_for_another_port(abi: AbiKind) {
+    for asked in [true, false] {
+        let (xen, events) = up(abi, 1);
+        let _on = percpu::hosted::enter(cpu(0));
+        let action = device(0);
+        let at = xen.allocate(Channel::Device(cpu(0))).expect("room");
+        let binding = events.bind_device(nr(at), cpu(0), &action).expect("free");
+        let mut unbinding = events.unbind_device(binding).expect("bound");
+        events.detach(&quiesced());
+        xen.restore();
+        hosted::attach(&events, &xen, Ports::Gone);
+        bring_up(&events, &xen).expect("room");
+        if asked {
+            assert!(unbinding.is_over());
+        } else {
+            drop(unbinding);
+        }
+        let at = xen.allocate(Channel::Device(cpu(0))).expect("room");
+        let _bound = events.bind_device(nr(at), cpu(0), &action).expect("the action is free");
+    }
+}
+
+/// It was unmasked before its turn; it gets one more event, and not as many as it likes.
+fn a_muted_port_whose_move_is_given_up_is_muted_again(abi: AbiKind) {
+    let (xen, events) = up(abi, 2);
+    let _on = percpu::hosted::enter(cpu(0));
+    upcall(&xen, &events, 0);
+    let at = xen.allocate(Channel::Device(cpu(0))).expect("room");
+    let sender = xen.clone();
+    let storm = Action::new(EndOfEvent::AtOnce, 0, move |_, _| {
+        sender.raise(at);
+    });
+    let mut binding = events.bind_device(nr(at), cpu(0), &storm).expect("free");
+    xen.raise(at);
+    assert_eq!(upcall(&xen, &events, 0), Some(Upcall::Handled(BURST)));
+    drop(events.move_device(&mut binding, cpu(1)).expect("up"));
+    assert!(!xen.is_masked(at));
+    assert_eq!(upcall(&xen, &events, 0), Some(Upcall::Handled(1)));
+    assert!(xen.is_masked(at));
 }

@@ -29,6 +29,10 @@ fn a_device_bound_to_a_cpu_that_comes_back_stays_bound() {
         // The device has the number that was CPU 1's timer in the life before.
         let port = xen.allocate(Channel::Device(cpu(0))).expect("room");
         assert_eq!(Some(port), timer);
+        {
+            let _on = percpu::hosted::enter(cpu(0));
+            bring_up(&events, &xen).expect("room");
+        }
         let target = {
             let (xen, events) = (xen.clone(), events.clone());
             thread::spawn(move || {

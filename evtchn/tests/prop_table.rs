@@ -159,6 +159,7 @@ impl Run {
         let nr = nr(port);
         let expected = match (self.model.ports[&port], self.model.of_action(a)) {
             _ if !self.model.ready.contains(&n) => Err(DeviceError::CpuNotReady { nr, cpu: cpu(n) }),
+            _ if !self.model.ready.contains(&0) => Err(DeviceError::CpuNotReady { nr, cpu: cpu(0) }),
             (Some((owner, What::Intent(_))), _) if owner == n || owner == 0 => Err(DeviceError::PortTaken { nr }),
             (_, Some(_)) => Err(DeviceError::ActionTaken { nr, has: self.model.ever[&a] }),
             (Some((_, What::Action(_))), _) => Err(DeviceError::PortTaken { nr }),

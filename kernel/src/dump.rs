@@ -155,6 +155,8 @@ fn this_cpu() {
         ipis = counts.ipis,
         devices = counts.devices,
         unbound = counts.unbound,
+        muted = counts.muted,
+        forwarded = counts.forwarded,
         sent = counts.sent,
         stale_sends = counts.stale_sends,
         unbound_sends = counts.unbound_sends,

@@ -86,10 +86,10 @@ impl Queues {
     /// Takes every event that is pending for this CPU, the highest priority first, and hands its port to `handle`,
     /// PENDING cleared. Returns when nothing was pending at the end of a pass.
     ///
-    /// Within a queue a port that fires again goes behind all that were there before it. It does keep this function
-    /// from returning.
+    /// Within a queue a port that fires again goes behind all that were there before it. How long it may keep this function from
+    /// returning is `storm.rs`' to say.
     ///
-    /// Costs a locked operation for each event and two for each pass. Lock-free.
+    /// Costs a locked operation for each event, and one each time that a queue is found ready. Lock-free.
     pub(crate) fn take_pending(
         &self,
         _masked: &Masked,

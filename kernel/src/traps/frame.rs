@@ -75,7 +75,8 @@ pub(crate) struct UpcallFrame {
     ss: u64,
 }
 
-const _: () = assert!(offset_of!(UpcallFrame, rax) == 6 * 8 && offset_of!(UpcallFrame, rip) == 10 * 8);
+const _: () = assert!(offset_of!(UpcallFrame, rax) == 6 * 8 && offset_of!(UpcallFrame, flags) == 9 * 8);
+const _: () = assert!(offset_of!(UpcallFrame, rflags) == 12 * 8 && size_of::<UpcallFrame>() == 15 * 8);
 
 impl UpcallFrame {
     /// Bytes below it that keep the call aligned: Xen rounds down to 16 before it pushes.
