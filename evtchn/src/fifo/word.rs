@@ -84,7 +84,7 @@ impl EventWord {
         }
     }
 
-    /// The whole word.
+    /// The word as Xen has it.
     pub(crate) fn bits(&self) -> &AtomicU32 {
         &self.0
     }
@@ -145,12 +145,6 @@ impl EventWord {
     fn bits_racy(&self) -> u32 {
         // ORDERING: Relaxed, for show, and for loops that look again.
         self.0.load(Ordering::Relaxed)
-    }
-
-    /// The word as Xen has it, for the model.
-    #[cfg(not(target_os = "none"))]
-    pub(crate) fn raw(&self) -> &AtomicU32 {
-        &self.0
     }
 }
 

@@ -112,7 +112,7 @@ impl XenFifo {
         let page = state.pages.get(port as usize / PORTS)?;
         // SAFETY: LE1; the borrow is of the guest's memory and not of the list.
         let page = unsafe { page.0.as_ref() };
-        page.words().get(port as usize % PORTS).map(|word| word.raw())
+        page.words().get(port as usize % PORTS).map(|word| word.bits())
     }
 
     pub(super) fn bits(&self, port: u32) -> u32 {
