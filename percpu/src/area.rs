@@ -29,7 +29,7 @@ pub struct Area {
     pub vcpu_info: VcpuInfo,
     /// This area's own address, so that it can be had by one load through gs. Written once, by [`Area::link`].
     this: AtomicPtr<Area>,
-    cpu: u32,
+    cpu: CpuId,
     /// This CPU stands in a rendezvous, and nothing of Xen's may be relied on: see [`Area::set_parked`].
     parked: AtomicBool,
     /// Written by Xen, read by anybody (statistics and the watchdog). Suspend: *cleared*, registered again.
@@ -57,7 +57,7 @@ impl Area {
         Area {
             vcpu_info: VcpuInfo::new(),
             this: AtomicPtr::new(ptr::null_mut()),
-            cpu: cpu.vcpu(),
+            cpu,
             parked: AtomicBool::new(false),
             runstate: VcpuRunstateInfo::new(),
         }
@@ -88,11 +88,8 @@ impl Area {
     }
 
     /// The CPU whose area this is.
-    ///
-    /// # Panics
-    /// Never: the number came from a [`CpuId`].
     pub fn cpu(&self) -> CpuId {
-        CpuId::from_vcpu(self.cpu).expect("made from a CpuId")
+        self.cpu
     }
 }
 

@@ -19,12 +19,12 @@ use crate::{Area, CpuId, MaskGuard};
 /// This CPU.
 #[inline]
 pub fn current() -> CpuId {
-    let vcpu: u32;
-    // SAFETY: reads a field of this CPU's area (GS1).
+    let raw: u32;
+    // SAFETY: reads the field of this CPU's area (GS1) that is a `CpuId`. Pure: running code does not move to another CPU.
     unsafe {
-        asm!("mov {:e}, gs:[{}]", out(reg) vcpu, const Area::CPU, options(nostack, preserves_flags, readonly));
+        asm!("mov {:e}, gs:[{}]", out(reg) raw, const Area::CPU, options(nostack, preserves_flags, readonly, pure));
     }
-    CpuId::from_vcpu(vcpu).expect("an area's number is a CpuId's")
+    CpuId::from_raw(raw)
 }
 
 /// This CPU's area.

@@ -8,7 +8,8 @@ use core::fmt;
 
 /// A CPU of this kernel, in `0..CpuId::MAX`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct CpuId(u16);
+#[repr(transparent)]
+pub struct CpuId(u32);
 
 impl CpuId {
     /// How many CPUs this kernel can run. xl 4.17 refuses more than 1024 vcpus (`libxl_create.c`).
@@ -19,12 +20,18 @@ impl CpuId {
 
     /// The CPU with number `n`, or `None` from [`CpuId::MAX`] on.
     pub fn new(n: usize) -> Option<CpuId> {
-        if n < Self::MAX { u16::try_from(n).ok().map(CpuId) } else { None }
+        if n < Self::MAX { u32::try_from(n).ok().map(CpuId) } else { None }
     }
 
     /// The CPU that runs on Xen's vcpu `vcpu`, or `None` where this kernel cannot have it.
     pub fn from_vcpu(vcpu: u32) -> Option<CpuId> {
         Self::new(usize::try_from(vcpu).ok()?)
+    }
+
+    /// The CPU whose number stands in an area, where a `CpuId` was put.
+    #[cfg(target_os = "none")]
+    pub(crate) const fn from_raw(raw: u32) -> CpuId {
+        CpuId(raw)
     }
 
     /// Place of this CPU in tables with one entry for each.
@@ -34,7 +41,7 @@ impl CpuId {
 
     /// Xen's number of the vcpu that this CPU is.
     pub const fn vcpu(self) -> u32 {
-        self.0 as u32
+        self.0
     }
 
     /// The first `nr` CPUs, in order. Stops at [`CpuId::MAX`].
