@@ -65,6 +65,11 @@ impl AtomicState {
         self.0.compare_exchange(from as u8, to as u8, won, lost).map(|_| ()).map_err(Self::decode)
     }
 
+    /// Whether the state is `state`.
+    pub(crate) fn is(&self, state: State, order: Ordering) -> bool {
+        self.0.load(order) == state as u8
+    }
+
     fn decode(word: u8) -> State {
         const STATES: [State; 7] = [
             State::Idle,
@@ -159,7 +164,7 @@ impl CallNode {
     /// Whether the call of a scoped node is over. If so, all that it did is visible.
     pub(crate) fn is_done(&self) -> bool {
         // ORDERING: Acquire, pairs with the release half in `complete`.
-        self.state.load(Acquire) == State::Done
+        self.state.is(State::Done, Acquire)
     }
 
     /// The rest of the list.
@@ -212,15 +217,30 @@ impl CallNode {
     /// # Safety
     /// As for [`CallNode::run`].
     unsafe fn complete(node: NonNull<CallNode>) {
+        // SAFETY: valid, says the caller, until we write `Done` (CN3).
+        let state = unsafe { &(*node.as_ptr()).state };
+        // ORDERING: Release when won, pairs with the Acquire of whoever sees the end: what the call did is visible. A lost
+        //   exchange only tells what to try next.
+        if let Err(seen) = state.change(State::Queued, State::Done, Release, Relaxed) {
+            // SAFETY: as the caller says; `Done` has not been written.
+            unsafe { CallNode::complete_awaited(node, seen) };
+        }
+    }
+
+    /// The rest of [`CallNode::complete`], where a future waits or was dropped.
+    ///
+    /// # Safety
+    /// As for [`CallNode::run`].
+    #[cold]
+    unsafe fn complete_awaited(node: NonNull<CallNode>, mut seen: State) {
         // SAFETY: valid, says the caller, until we write `Done` below (CN3).
         let state = unsafe { &(*node.as_ptr()).state };
-        let mut seen = State::Queued;
         loop {
             let to = match seen {
-                State::Queued | State::Registering => State::Done,
+                State::Registering => State::Done,
                 State::Waiting => State::Waking,
                 // A node that is being run is in none of the others; abandoned is the one that harms nobody.
-                State::Abandoned | State::Idle | State::Waking | State::Done => State::Idle,
+                State::Abandoned | State::Queued | State::Idle | State::Waking | State::Done => State::Idle,
             };
             // ORDERING: AcqRel. Release, pairs with the Acquire of whoever sees the end: what the call did is visible.
             //   Acquire, pairs with the release in `Pending::poll` (`Waiting`): we see the waker.

@@ -190,28 +190,17 @@ impl<'m> Calls<'m> {
     pub fn is_empty(&self) -> bool {
         self.first.is_null()
     }
+}
 
-    /// Runs all that is left, and says how many calls that were.
-    pub fn run(mut self) -> usize {
-        self.run_rest()
-    }
-
-    fn run_rest(&mut self) -> usize {
-        let mut nr = 0;
+impl Drop for Calls<'_> {
+    #[inline]
+    fn drop(&mut self) {
         while let Some(node) = NonNull::new(self.first) {
             // SAFETY: valid and ours by CA1.
             self.first = unsafe { CallNode::next(node) };
             // SAFETY: as above; no longer reachable from `self`, so it is run once and not touched again.
             unsafe { CallNode::run(node, self.masked) };
-            nr += 1;
         }
-        nr
-    }
-}
-
-impl Drop for Calls<'_> {
-    fn drop(&mut self) {
-        self.run_rest();
     }
 }
 

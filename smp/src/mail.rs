@@ -9,7 +9,7 @@ use core::ptr::NonNull;
 use percpu::{CpuId, Masked, PerCpu, current, mask_upcalls};
 
 use crate::call::{Busy, CallNode};
-use crate::inbox::{Inbox, Kind, Kinds, Posted};
+use crate::inbox::{Inbox, Kind, Kinds, Posted, Taken};
 use crate::pending::Pending;
 use crate::relax::{Backoff, Patience, Relax};
 
@@ -99,11 +99,11 @@ impl<D: Delivery> Mail<D> {
     /// Empties this CPU's inbox: does what was asked for, then runs the calls. Context: the IPI upcall; also a CPU that
     /// waits in the rendezvous, and one that has just bound its port anew.
     pub fn serve(&self, masked: &Masked) {
-        let taken = self.inboxes.mine().take(masked);
-        if !taken.kinds.is_empty() {
-            self.delivery.handle(masked, taken.kinds);
+        let Taken { kinds, calls } = self.inboxes.mine().take(masked);
+        if !kinds.is_empty() {
+            self.delivery.handle(masked, kinds);
         }
-        taken.calls.run();
+        drop(calls);
     }
 
     fn ring_if_first(&self, cpu: CpuId, posted: Posted) {
