@@ -12,6 +12,7 @@ use xen_sys::Errno;
 use xen_sys::abi::event_channel::EvtchnFifoControlBlock;
 use xen_sys::abi::xen::VcpuInfo;
 
+use crate::counters::Counter;
 use crate::error::AttachError;
 use crate::fifo::array::{self, EventArray};
 use crate::fifo::queues::Queues;
@@ -37,15 +38,6 @@ impl fmt::Display for AbiKind {
             AbiKind::Fifo => "fifo",
         })
     }
-}
-
-/// What one look at a vcpu's pending events found.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Taken {
-    /// Events handed to the handler.
-    pub(crate) events: u32,
-    /// Times that the vcpu's flags were taken, at least 1.
-    pub(crate) passes: u32,
 }
 
 /// The ABI in use, with what it needs for the whole domain.
@@ -229,7 +221,8 @@ impl Abi {
         }
     }
 
-    /// Takes all that is pending for this CPU. `None` if nothing is attached; `flags` are left alone then.
+    /// Takes all that is pending for this CPU, and counts in `passes` how often the vcpu's flags were taken. `None` if nothing is
+    /// attached; `flags` are left alone then.
     ///
     /// There are two of `handle`, the same one twice: each is put where it is called, and costs no call.
     pub(crate) fn take_pending(
@@ -237,15 +230,17 @@ impl Abi {
         masked: &Masked,
         flags: &VcpuInfo,
         own: &Own,
+        passes: &Counter,
         handle: (impl FnMut(PortNr), impl FnMut(PortNr)),
-    ) -> Option<Taken> {
+    ) -> Option<()> {
         match (self, own) {
             (Abi::TwoLevel(page), Own::TwoLevel(own)) => {
-                Some(two_level(page)?.take_pending(masked, flags, own, handle.0))
+                two_level(page)?.take_pending(masked, flags, own, passes, handle.0);
             }
-            (Abi::Fifo(array), Own::Fifo(queues)) => Some(queues.take_pending(masked, flags, array, handle.1)),
-            _ => None,
+            (Abi::Fifo(array), Own::Fifo(queues)) => queues.take_pending(masked, flags, array, passes, handle.1),
+            _ => return None,
         }
+        Some(())
     }
 }
 

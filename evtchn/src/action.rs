@@ -10,7 +10,7 @@ use core::fmt;
 use core::ptr;
 
 use percpu::{CpuId, Masked};
-use xen_sys::primitive::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
+use xen_sys::primitive::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use crate::counters::Counter;
 use crate::port::{AtomicPort, Port};
@@ -37,7 +37,7 @@ pub enum EndOfEvent {
 /// |---|---|---|
 /// | port | who binds and unbinds it | *cleared* by vCPU 0 |
 /// | cpu | who binds and moves it | *kept*, meaningless without a port |
-/// | count, turn, left | the CPU that runs it | *kept* |
+/// | count, turn, last | the CPU that runs it | *kept* |
 /// | muted | the CPU that runs it; who moves it | *kept*, meaningless without a port |
 /// | fruitless | who ends its events | *kept* |
 /// | next | who retires it | |
@@ -49,9 +49,9 @@ pub struct Action {
     pub(crate) port: AtomicPort,
     cpu: AtomicU32,
     count: Counter,
-    /// The turn of its CPU's executor in which it ran last, and how often it still may in that one.
+    /// The turn of its CPU's executor in which it ran last, and the count before the last event of its share of that one.
     turn: AtomicU32,
-    left: AtomicU32,
+    last: AtomicU64,
     muted: AtomicBool,
     fruitless: AtomicU32,
     /// In the list of what waits to be freed (`port_table.rs`).
@@ -73,7 +73,7 @@ impl Action {
             cpu: AtomicU32::new(0),
             count: Counter::new(),
             turn: AtomicU32::new(NO_TURN),
-            left: AtomicU32::new(0),
+            last: AtomicU64::new(0),
             muted: AtomicBool::new(false),
             fruitless: AtomicU32::new(0),
             next: AtomicPtr::new(ptr::null_mut()),
@@ -106,10 +106,15 @@ impl Action {
         self.count.get()
     }
 
+    /// One more event of its port is handled. How many there were before.
+    #[inline]
+    pub(crate) fn note_event(&self) -> u64 {
+        // Not a plain store: the CPU that runs it changes, and owners read it to know what was handled.
+        self.count.bump()
+    }
+
     #[inline]
     pub(crate) fn run(&self, masked: &Masked) {
-        // Not a plain store: the CPU that runs it changes, and owners read it to know what was handled.
-        self.count.bump();
         (self.handler)(masked, self);
     }
 
@@ -133,18 +138,16 @@ impl Action {
         self.cpu.store(cpu.vcpu(), Ordering::Relaxed);
     }
 
-    /// One more event in `turn`, of which `burst` are let in. Whether it is the last of them, or there are more than that:
-    /// somebody else may have unmasked the port.
+    /// An event comes in `turn`, of which `burst` are let in, after `before` others. Whether it is the last of them, or there
+    /// are more than that: somebody else may have unmasked the port.
     #[inline]
-    pub(crate) fn is_last_in(&self, turn: u32, burst: u32) -> bool {
+    pub(crate) fn is_last_in(&self, turn: u32, burst: u32, before: u64) -> bool {
         // ORDERING: Relaxed all, this CPU's own.
         if self.turn.load(Ordering::Relaxed) != turn {
             self.turn.store(turn, Ordering::Relaxed);
-            self.left.store(burst, Ordering::Relaxed);
+            self.last.store(before.wrapping_add(u64::from(burst) - 1), Ordering::Relaxed);
         }
-        let left = self.left.load(Ordering::Relaxed).saturating_sub(1);
-        self.left.store(left, Ordering::Relaxed);
-        left == 0
+        before >= self.last.load(Ordering::Relaxed)
     }
 
     /// Its port has come to another CPU, whose turns have other numbers.

@@ -25,20 +25,15 @@ impl Counter {
     }
 
     /// One more, where only this CPU writes and only with upcalls masked: a load and a store do.
-    pub(crate) fn bump_masked(&self, masked: &Masked) {
-        self.add_masked(masked, 1);
+    pub(crate) fn bump_masked(&self, _masked: &Masked) {
+        // ORDERING: Relaxed, statistic only.
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
     }
 
-    /// `more` more, under the same conditions.
-    pub(crate) fn add_masked(&self, _masked: &Masked, more: u32) {
+    /// One more, where an upcall on this CPU, or another CPU, may be counting at the same time. How many there were before.
+    pub(crate) fn bump(&self) -> u64 {
         // ORDERING: Relaxed, statistic only.
-        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(u64::from(more)), Ordering::Relaxed);
-    }
-
-    /// One more, where an upcall on this CPU, or another CPU, may be counting at the same time.
-    pub(crate) fn bump(&self) {
-        // ORDERING: Relaxed, statistic only.
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.0.fetch_add(1, Ordering::Relaxed)
     }
 }
 
@@ -122,7 +117,7 @@ pub struct CpuCounts {
     pub virqs: u64,
     /// Ipis handled.
     pub ipis: u64,
-    /// Events of device ports handled, in upcalls that have ended.
+    /// Events of device ports handled.
     pub devices: u64,
     /// Events on ports that had just been unbound.
     pub unbound: u64,

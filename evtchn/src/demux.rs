@@ -49,25 +49,29 @@ impl<H: Hypervisor> Events<H> {
             self.abi.drop_pending(masked, flags);
             return Upcall::NotReady;
         }
-        let inside = cpu.passage.enter_or_stay(masked);
+        let inside = cpu.passage.enter(masked);
+        let before = cpu.counters.events.get();
         let handle = (|nr| self.dispatch(masked, cpu, &inside, nr), |nr| self.dispatch(masked, cpu, &inside, nr));
-        let taken = self.abi.take_pending(masked, flags, &cpu.own, handle);
+        let attached = self.abi.take_pending(masked, flags, &cpu.own, &cpu.counters.passes, handle);
         drop(inside);
-        let Some(taken) = taken else { return Upcall::Detached };
-        cpu.counters.passes.add_masked(masked, taken.passes);
-        cpu.counters.events.add_masked(masked, taken.events);
-        if taken.events == 0 {
-            cpu.counters.spurious.bump_masked(masked);
-            return Upcall::Spurious;
+        if attached.is_none() {
+            return Upcall::Detached;
         }
-        Upcall::Handled(taken.events)
+        match cpu.counters.events.get().wrapping_sub(before) {
+            0 => {
+                cpu.counters.spurious.bump_masked(masked);
+                Upcall::Spurious
+            }
+            events => Upcall::Handled(u32::try_from(events).unwrap_or(u32::MAX)),
+        }
     }
 
     #[inline(always)]
     fn dispatch(&self, masked: &Masked, cpu: &CpuEvents, inside: &Inside<'_>, nr: PortNr) {
-        if let Some(intent) = cpu.table.intent_of(nr) {
-            cpu.counters.by_intent[intent.index()].bump_masked(masked);
-            if let Some(handler) = self.handlers.get(intent) {
+        cpu.counters.events.bump_masked(masked);
+        if let Some(place) = cpu.table.place_of_intent(nr) {
+            if let (Some(count), Some(handler)) = (cpu.counters.by_intent.get(place), self.handlers.at(place)) {
+                count.bump_masked(masked);
                 handler(masked);
             }
         } else if let Some(found) = self.devices.lookup(nr, inside) {
@@ -89,11 +93,14 @@ impl<H: Hypervisor> Events<H> {
         if !found.action.is_on_racy(cpu.id) {
             return self.forward(masked, cpu, inside, nr);
         }
-        // One that is being moved is masked already.
-        if !found.is_moving() {
-            match found.action.end() {
-                EndOfEvent::Late => self.abi.mask_port(nr),
-                EndOfEvent::AtOnce => self.count_turn(masked, cpu, nr, found.action),
+        match found.action.end() {
+            EndOfEvent::AtOnce if !found.is_moving() => self.count_turn(masked, cpu, nr, found.action),
+            end => {
+                found.action.note_event();
+                // One that is being moved is masked already.
+                if end == EndOfEvent::Late && !found.is_moving() {
+                    self.abi.mask_port(nr);
+                }
             }
         }
         found.action.run(masked);

@@ -43,6 +43,11 @@ impl Handlers {
         self.by_intent[intent.index()]
     }
 
+    /// The handler of the intent whose [index](Intent::index) is `place`.
+    pub(crate) fn at(&self, place: usize) -> Option<Handler> {
+        self.by_intent.get(place).copied().flatten()
+    }
+
     /// What `cpu` wants bound.
     pub fn intents(&self, cpu: CpuId) -> impl Iterator<Item = Intent> {
         Intent::all().filter(move |intent| self.get(*intent).is_some() && intent.fits(cpu))

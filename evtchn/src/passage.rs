@@ -44,6 +44,12 @@ impl Passage {
 
     /// Begins a section of this CPU's, which is in none. Context: the upcall, or upcalls masked as long as it lasts.
     pub(crate) fn enter(&self, _masked: &Masked) -> Inside<'_> {
+        // ORDERING: Relaxed both, this CPU's own (PA1).
+        debug_assert_eq!(
+            self.entered.load(Ordering::Relaxed),
+            self.left.load(Ordering::Relaxed),
+            "a section in a section"
+        );
         // ORDERING: Acquire, pairs with the Release in `look`, and so with the slot that was changed before it.
         //   We before it: the grace period sees this section, and waits for it.
         //   It before us: we see the slot as it was changed, and do not find the action.

@@ -71,17 +71,18 @@ impl<H: Hypervisor> Events<H> {
         self.count(self.xen.send(nr))
     }
 
+    #[inline]
     fn count(&self, answer: Result<(), Errno>) -> SendOutcome {
-        let counters = &self.cpus.mine().counters;
-        match answer {
-            Ok(()) => {
-                counters.sent.bump();
-                SendOutcome::Sent
-            }
-            Err(errno) => {
-                counters.refused_sends.bump();
-                SendOutcome::Refused(errno)
-            }
+        if let Err(errno) = answer {
+            return self.refused(errno);
         }
+        self.cpus.mine().counters.sent.bump();
+        SendOutcome::Sent
+    }
+
+    #[cold]
+    fn refused(&self, errno: Errno) -> SendOutcome {
+        self.cpus.mine().counters.refused_sends.bump();
+        SendOutcome::Refused(errno)
     }
 }

@@ -50,8 +50,9 @@ impl<H: Hypervisor> Events<H> {
     /// One more event of a port whose events end at once: it is muted if it is the last that is let in in this turn.
     #[inline]
     pub(crate) fn count_turn(&self, masked: &Masked, cpu: &CpuEvents, nr: PortNr, action: &Action) {
+        let before = action.note_event();
         // ORDERING: Relaxed, this CPU's own.
-        if action.is_last_in(cpu.turns.turn.load(Ordering::Relaxed), BURST) {
+        if action.is_last_in(cpu.turns.turn.load(Ordering::Relaxed), BURST, before) {
             self.mute(masked, cpu, nr, action);
         }
     }
@@ -70,18 +71,24 @@ impl<H: Hypervisor> Events<H> {
     ///
     /// Costs a load and a store where nothing was muted. Otherwise it looks at every slot of the port table, and with the FIFO ABI
     /// there is a hypercall for each port that has fired meanwhile.
+    #[inline]
     pub fn end_turn(&self, flags: &VcpuInfo) {
-        let turns = &self.cpus.mine().turns;
+        let cpu = self.cpus.mine();
         // ORDERING: Relaxed all, this CPU's own.
-        turns.turn.store(turns.turn.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-        if !turns.any_muted.load(Ordering::Relaxed) {
-            return;
+        cpu.turns.turn.store(cpu.turns.turn.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        if cpu.turns.any_muted.load(Ordering::Relaxed) {
+            self.unmute(cpu, flags);
         }
-        let section = TaskInside::enter(|| &self.cpus.mine().passage);
-        turns.any_muted.store(false, Ordering::Relaxed);
+    }
+
+    #[cold]
+    fn unmute(&self, cpu: &CpuEvents, flags: &VcpuInfo) {
+        let section = TaskInside::enter(|| &cpu.passage);
+        // ORDERING: Relaxed, this CPU's own.
+        cpu.turns.any_muted.store(false, Ordering::Relaxed);
         for nr in self.devices.reached() {
             let Some(found) = self.devices.lookup(nr, &section.inside) else { continue };
-            if found.action.is_muted() && !found.is_moving() && found.action.is_on_racy(current()) {
+            if found.action.is_muted() && !found.is_moving() && found.action.is_on_racy(cpu.id) {
                 found.action.set_muted(false);
                 self.unmask_own_nr(&section.masked, flags, nr);
             }

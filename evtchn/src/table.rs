@@ -41,14 +41,10 @@ impl Carries {
         (intent.index() as u64) << 32 | nr.get() as u64
     }
 
-    /// What `word` says of `nr`: an intent, another port, or that it is nowhere.
-    fn look(word: u64, nr: PortNr) -> Option<Option<Intent>> {
+    /// The number and the index in `word`.
+    fn unpack(word: u64) -> (u32, usize) {
         let [i0, i1, i2, i3, n0, n1, n2, n3] = word.to_be_bytes();
-        match u32::from_be_bytes([n0, n1, n2, n3]) {
-            0 => Some(None),
-            n if n == nr.get() => Some(Intent::from_index(u32::from_be_bytes([i0, i1, i2, i3]) as usize)),
-            _ => None,
-        }
+        (u32::from_be_bytes([n0, n1, n2, n3]), u32::from_be_bytes([i0, i1, i2, i3]) as usize)
     }
 }
 
@@ -77,10 +73,20 @@ impl CpuTable {
 
     /// What `nr` carries here.
     pub(crate) fn intent_of(&self, nr: PortNr) -> Option<Intent> {
+        self.place_of_intent(nr).and_then(Intent::from_index)
+    }
+
+    /// The [index](Intent::index) of what `nr` carries here.
+    #[inline]
+    pub(crate) fn place_of_intent(&self, nr: PortNr) -> Option<usize> {
         let mut place = nr.index();
         loop {
-            if let Some(found) = Carries::look(self.bound[place % PLACES].load(), nr) {
-                return found;
+            let (here, intent) = Carries::unpack(self.bound[place % PLACES].load());
+            if here == 0 {
+                return None;
+            }
+            if here == nr.get() {
+                return Some(intent);
             }
             place += 1;
         }

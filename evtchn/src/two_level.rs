@@ -26,7 +26,7 @@ use percpu::{Masked, Quiesced};
 use xen_sys::abi::xen::{SharedInfo, VcpuInfo};
 use xen_sys::primitive::sync::atomic::{AtomicU64, Ordering, fence};
 
-use crate::abi::Taken;
+use crate::counters::Counter;
 use crate::port::PortNr;
 
 /// Words of 64 ports. Fewer where every atomic costs: loom models each of them, Miri watches each.
@@ -175,15 +175,15 @@ impl<'a> TwoLevel<'a> {
         masked: &Masked,
         flags: &VcpuInfo,
         own: &OwnPorts,
+        passes: &Counter,
         mut handle: impl FnMut(PortNr),
-    ) -> Taken {
-        let mut taken = Taken { events: 0, passes: 0 };
+    ) {
         loop {
-            taken.events = taken.events.wrapping_add(self.pass(masked, flags, own, &mut handle));
-            taken.passes = taken.passes.wrapping_add(1);
+            passes.bump_masked(masked);
+            self.pass(masked, flags, own, &mut handle);
             // ORDERING: Relaxed. Missing a 1 is harmless: who unmasks upcalls looks again.
             if flags.evtchn_upcall_pending.load(Ordering::Relaxed) == 0 {
-                return taken;
+                return;
             }
         }
     }
@@ -199,10 +199,9 @@ impl<'a> TwoLevel<'a> {
         flags.evtchn_pending_sel.swap(0, Ordering::AcqRel)
     }
 
-    /// One pass over what the selector names now. Returns the number of events.
-    fn pass(self, masked: &Masked, flags: &VcpuInfo, own: &OwnPorts, handle: &mut impl FnMut(PortNr)) -> u32 {
+    /// One pass over what the selector names now.
+    fn pass(self, masked: &Masked, flags: &VcpuInfo, own: &OwnPorts, handle: &mut impl FnMut(PortNr)) {
         let selector = Self::take_selector(masked, flags);
-        let mut events: u32 = 0;
         let mut words = selector & (!0 >> (64 - WORDS));
         while words != 0 {
             let word = words.trailing_zeros() as usize;
@@ -210,23 +209,14 @@ impl<'a> TwoLevel<'a> {
             let (mine, pending, mask) =
                 (&own.mine[word], &self.shared.evtchn_pending[word], &self.shared.evtchn_mask[word]);
             // ORDERING: Relaxed, see `OwnPorts::add`.
-            if mine.load(Ordering::Relaxed) == 0 {
+            let own_now = mine.load(Ordering::Relaxed);
+            if own_now == 0 {
                 continue;
             }
             // ORDERING: Relaxed. What Xen set before the selector bit is visible since the swap; what it sets from here on it
             //   announces by the selector anew.
-            let mut bits = pending.load(Ordering::Relaxed);
-            loop {
-                // Looked up anew for each event: a handler may have masked or unbound another port of this word.
-                // ORDERING: Acquire, pairs with Xen's unmask at the end of a move: who finds the port unmasked finds its new CPU,
-                //   also where the event is an old one. On x86 it costs nothing.
-                // Weakening fails in evtchn/tests/loom_move.rs.
-                let unmasked = !mask.load(Ordering::Acquire);
-                // ORDERING: Relaxed, see `OwnPorts::add`.
-                bits &= mine.load(Ordering::Relaxed) & unmasked;
-                if bits == 0 {
-                    break;
-                }
+            let mut bits = pending.load(Ordering::Relaxed) & own_now & unmasked(mask);
+            while bits != 0 {
                 let bit = bits.trailing_zeros();
                 bits &= bits - 1;
                 let Some(nr) = port_at(word, bit) else { continue };
@@ -239,11 +229,20 @@ impl<'a> TwoLevel<'a> {
                     continue;
                 }
                 handle(nr);
-                events = events.wrapping_add(1);
+                // A handler may have masked or unbound another port of this word.
+                // ORDERING: Relaxed, see `OwnPorts::add`.
+                bits &= mine.load(Ordering::Relaxed) & unmasked(mask);
             }
         }
-        events
     }
+}
+
+/// The ports of a word that are not masked.
+fn unmasked(mask: &AtomicU64) -> u64 {
+    // ORDERING: Acquire, pairs with Xen's unmask at the end of a move: who finds the port unmasked finds its new CPU, also where the
+    //   event is an old one. On x86 it costs nothing.
+    // Weakening fails in evtchn/tests/loom_move.rs.
+    !mask.load(Ordering::Acquire)
 }
 
 /// The port of `bit` in `word`; `None` for port 0, which Xen never raises.

@@ -6,6 +6,7 @@
 use evtchn::{AbiKind, Events, Handler, Handlers, Ipi, Place, Virq, Xen};
 use percpu::Masked;
 use spin::Once;
+use xen_sys::abi::xen::VcpuInfo;
 
 use crate::{cpus, dump, memory, timer};
 
@@ -27,12 +28,12 @@ pub(crate) fn get() -> &'static Events<Xen> {
     EVENTS.get().expect("init() runs at boot, before upcalls are unmasked")
 }
 
-/// Called by the upcall's entry.
-pub(crate) fn upcall() {
+/// Called by the upcall's entry. `flags`: this CPU's registered `vcpu_info`.
+pub(crate) fn upcall(flags: &VcpuInfo) {
     // SAFETY: Xen masks upcalls as it enters the callback, and they stay so until the way out.
     let masked = unsafe { Masked::assume() };
     // A spurious upcall is normal, and counted.
-    let _ = get().demux(&masked, percpu::vcpu_info());
+    let _ = get().demux(&masked, flags);
 }
 
 /// What handles VIRQ_TIMER.

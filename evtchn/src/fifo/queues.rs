@@ -28,7 +28,7 @@ use xen_sys::abi::xen::VcpuInfo;
 use xen_sys::primitive::sync::atomic::{AtomicU32, Ordering};
 
 use super::array::EventArray;
-use crate::abi::Taken;
+use crate::counters::Counter;
 use crate::lasting::Lasting;
 use crate::port::{Incarnation, PortNr};
 
@@ -92,26 +92,25 @@ impl Queues {
     /// Costs a locked operation for each event, and one each time that a queue is found ready. Lock-free.
     pub(crate) fn take_pending(
         &self,
-        _masked: &Masked,
+        masked: &Masked,
         flags: &VcpuInfo,
         array: &EventArray,
+        passes: &Counter,
         mut handle: impl FnMut(PortNr),
-    ) -> Taken {
-        let mut taken = Taken { events: 0, passes: 0 };
+    ) {
         loop {
+            passes.bump_masked(masked);
             // ORDERING: Relaxed, carried by the release half of the swap in `take_ready`.
             flags.evtchn_upcall_pending.store(0, Ordering::Relaxed);
             let mut ready = self.take_ready();
             while ready != 0 {
                 // The lowest bit is the highest priority.
                 let queue = ready.trailing_zeros();
-                let events = self.take_from(queue, array, &mut ready, &mut handle);
-                taken.events = taken.events.wrapping_add(events);
+                self.take_from(queue, array, &mut ready, &mut handle);
             }
-            taken.passes = taken.passes.wrapping_add(1);
             // ORDERING: Relaxed. Missing a 1 is harmless: who unmasks upcalls looks again.
             if flags.evtchn_upcall_pending.load(Ordering::Relaxed) == 0 {
-                return taken;
+                return;
             }
         }
     }
@@ -126,15 +125,15 @@ impl Queues {
         self.block.ready.swap(0, Ordering::AcqRel)
     }
 
-    /// Takes ports off `queue`, down to its end or until another queue has become ready, which may come before it. How many had an
-    /// event. `ready` has the queues that are not empty, before and after.
+    /// Takes ports off `queue`, down to its end or until another queue has become ready, which may come before it. `ready` has the
+    /// queues that are not empty, before and after.
     #[inline]
-    fn take_from(&self, queue: u32, array: &EventArray, ready: &mut u32, handle: &mut impl FnMut(PortNr)) -> u32 {
+    fn take_from(&self, queue: u32, array: &EventArray, ready: &mut u32, handle: &mut impl FnMut(PortNr)) {
         let block = &*self.block;
         let (Some(cached), Some(written)) = (self.heads.get(queue as usize), block.head.get(queue as usize)) else {
             // Xen sets no bit beyond the queues.
             *ready &= !(1 << queue);
-            return 0;
+            return;
         };
         // ORDERING: Relaxed, this CPU's own.
         let mut head = match cached.load(Ordering::Relaxed) {
@@ -142,7 +141,6 @@ impl Queues {
             0 => written.load(Ordering::Relaxed),
             head => head,
         };
-        let mut events: u32 = 0;
         while let Some(nr) = PortNr::new(head) {
             // A queue that Xen calls ready begins with a port of the array. If not, it is left until it is ready anew.
             let Some(word) = array.word(nr) else {
@@ -152,7 +150,6 @@ impl Queues {
             let off = word.take();
             head = off.next.map_or(0, PortNr::get);
             if off.event {
-                events = events.wrapping_add(1);
                 handle(nr);
             }
             // ORDERING: Relaxed, a hint: what is missed now is found in the next pass.
@@ -170,6 +167,5 @@ impl Queues {
         if block.ready.load(Ordering::Relaxed) != 0 {
             *ready |= self.take_ready();
         }
-        events
     }
 }

@@ -27,8 +27,6 @@ struct Channel {
     binding: Option<Binding>,
 }
 
-type Handler = fn(&Masked, &Action);
-
 /// Channels whose events go to one CPU. Their ports are given back when it is dropped.
 pub(super) struct Loopback {
     channels: Vec<Channel>,
@@ -39,7 +37,10 @@ impl Loopback {
     ///
     /// # Errors
     /// Which call Xen refused, most often as the domain has no more ports.
-    pub(super) async fn new(nr: usize, cpu: CpuId, handler: Handler) -> Result<Loopback, String> {
+    pub(super) async fn new<H>(nr: usize, cpu: CpuId, handler: H) -> Result<Loopback, String>
+    where
+        H: Fn(&Masked, &Action) + Copy + Send + Sync + 'static,
+    {
         let mut made = Loopback { channels: Vec::with_capacity(nr) };
         for _ in 0..nr {
             made.add(cpu, handler)?;
@@ -53,7 +54,10 @@ impl Loopback {
         Ok(made)
     }
 
-    fn add(&mut self, cpu: CpuId, handler: Handler) -> Result<(), String> {
+    fn add<H>(&mut self, cpu: CpuId, handler: H) -> Result<(), String>
+    where
+        H: Fn(&Masked, &Action) + Copy + Send + Sync + 'static,
+    {
         let refused = |what: &'static str| move |errno| format!("{what}: {errno}");
         let near = hypercall::alloc_unbound(DOMID_SELF, DOMID_SELF).map_err(refused("alloc_unbound"))?;
         let far = hypercall::bind_interdomain(DOMID_SELF, near).inspect_err(|_| close(near));

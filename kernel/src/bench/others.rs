@@ -18,6 +18,9 @@ use crate::{cpus, events, executor, time, timer};
 /// How long a vcpu has been blocked when a sample of an idle one begins.
 const IDLE_NS: u64 = 1_000_000;
 
+/// PAUSEs in a turn of a spinner. Within each at most one event comes, and a port may fire [`evtchn::BURST`] times in a turn.
+const SPINS: u32 = evtchn::BURST / 2;
+
 /// Why there is no figure of a vcpu alone.
 pub(super) const NONE: &str = "needs two vcpus";
 
@@ -71,9 +74,11 @@ impl Others {
                     // ORDERING: Relaxed in all: a flag and a count, nothing is read because of them.
                     SPINNING.fetch_add(1, Ordering::Relaxed);
                     while SPIN.0.load(Ordering::Relaxed) {
+                        for _ in 0..SPINS {
+                            core::hint::spin_loop();
+                        }
                         // As good as a turn of the executor: no port fires too often in one.
                         events::get().end_turn(percpu::vcpu_info());
-                        core::hint::spin_loop();
                     }
                     SPINNING.fetch_sub(1, Ordering::Relaxed);
                 });

@@ -41,14 +41,15 @@ extern "C" fn entered(frame: &mut Frame) {
 
 /// An event has come, or Xen thinks so. Called by the event callback's stub, upcalls masked, on the interrupted stack.
 extern "C" fn upcall(frame: &mut UpcallFrame) {
-    if percpu::area().is_parked() {
+    let area = percpu::area();
+    if area.is_parked() {
         // A suspend may have struck: what Xen takes for this vcpu's vcpu_info can be a legacy slot of before, or from id 32 on
         // the dummy that all domains share. Neither may be touched from here, and its pending flag cannot be cleared.
         // Going back masked keeps it from coming again at once; the mask of our own vcpu_info is 1 anyhow.
         frame.return_masked();
         return;
     }
-    events::upcall();
+    events::upcall(&area.vcpu_info);
 }
 
 /// The name of exception `vector`, as the processor's manuals have it.
