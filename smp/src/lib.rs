@@ -5,6 +5,7 @@
 //! - [`Rendezvous`]: every other vcpu waits while vCPU 0 works ([`rendezvous`]).
 //! - [`order`], [`suspend`]: the order of suspend and resume, and its driver.
 //! - [`RollCall`]: the proof that all of them are there.
+//! - [`trace`]: when each of them reached what.
 //!
 //! What this crate needs of the kernel it asks for in small traits: [`Delivery`], [`Relax`], [`Clock`], and in
 //! [`suspend`] the steps. It knows no ports, no page tables and no tasks.
@@ -27,6 +28,7 @@ mod roll_call;
 pub mod suspend;
 #[cfg(all(test, not(loom)))]
 mod tests;
+pub mod trace;
 
 pub use call::{Busy, CallNode};
 pub use inbox::{Inbox, Kind, Kinds};

@@ -12,6 +12,7 @@ use crate::call::{Busy, CallNode};
 use crate::inbox::{Inbox, Kind, Kinds, Posted, Taken};
 use crate::pending::Pending;
 use crate::relax::{Backoff, Patience, Relax};
+use crate::trace::Mark;
 
 /// What the mail asks of the kernel.
 pub trait Delivery {
@@ -27,6 +28,10 @@ pub trait Delivery {
 
     /// Does what this CPU was asked for. Context: as [`Mail::serve`].
     fn handle(&self, masked: &Masked, kinds: Kinds);
+
+    /// This CPU has reached `mark` in a rendezvous. Context: upcalls masked; takes no lock, calls nobody. Without more,
+    /// nobody wants to know.
+    fn mark(&self, _masked: &Masked, _mark: Mark) {}
 }
 
 /// The inboxes of all CPUs.

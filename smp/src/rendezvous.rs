@@ -38,6 +38,7 @@ use crate::mail::{Delivery, Mail};
 use crate::missing::{Awaited, Missing};
 use crate::phase::{Ack, AtomicAck, AtomicPhase, Outcome, Phase};
 use crate::relax::{Backoff, Clock, Patience, Relax};
+use crate::trace::Mark;
 
 /// The state of all rendezvous of this kernel.
 ///
@@ -124,7 +125,9 @@ impl Rendezvous {
         };
 
         // A follower that still holds an outcome has to act on it before the word that carries it is overwritten.
+        let mark = |mark| lead.mail.delivery().mark(masked, mark);
         gather(Awaited::Leaving, &|ack| ack == Ack::Out, true)?;
+        mark(Mark::Begun);
 
         // ORDERING: Relaxed, the word is ours (RV2).
         let generation = self.phase.load(Relaxed).next_generation();
@@ -135,19 +138,23 @@ impl Rendezvous {
             self.phase.store(Phase::Released(generation, outcome), Release);
         };
         lead.mail.post_all(&self.waited_for().map(|(cpu, _)| cpu).collect(), Kind::Rendezvous);
+        mark(Mark::Rung);
         gather(Awaited::Arriving, &|ack| ack == Ack::Arrived(generation), true)
             .inspect_err(|_| release(Outcome::Cancelled))?;
+        mark(Mark::AllArrived);
 
         // ORDERING: Relaxed: only asks, again.
         self.phase.store(Phase::Stopped(generation), Relaxed);
         gather(Awaited::Stopping, &|ack| ack == Ack::Stopped(generation), false)
             .inspect_err(|_| release(Outcome::Cancelled))?;
+        mark(Mark::AllStopped);
 
         // SAFETY: every other vcpu that runs has acknowledged `Stopped` of this generation (RV1), and stays in its loop
         // (RV3) until we release it (RV2), after the token's last use.
         let quiesced = unsafe { Quiesced::assume() };
         let (outcome, result) = work(&quiesced, masked);
         release(outcome);
+        mark(Mark::AllReleased);
         Ok(result)
     }
 
@@ -215,19 +222,20 @@ impl Rendezvous {
         let mut backoff = Backoff::new(relax, self.patience);
         let outcome = loop {
             // ORDERING: Acquire, pairs with the Release of the leader's release: we see what the work did.
-            let answer = match self.phase.load(Acquire) {
+            let (answer, mark) = match self.phase.load(Acquire) {
                 Phase::Quiesce(generation) => {
                     mail.serve(masked);
-                    Ack::Arrived(generation)
+                    (Ack::Arrived(generation), Mark::Arrived)
                 }
-                // From here on nothing but this loop (RV3).
-                Phase::Stopped(generation) => Ack::Stopped(generation),
+                // From here on nothing but this loop (RV3), once we have said so.
+                Phase::Stopped(generation) => (Ack::Stopped(generation), Mark::Stopped),
                 // One that ended without us was cancelled for want of us: no work was done.
                 Phase::Released(generation, outcome) if said == Ack::Stopped(generation) => break outcome,
                 Phase::Released(..) | Phase::Run => break Outcome::Cancelled,
             };
             if said != answer {
                 said = answer;
+                mail.delivery().mark(masked, mark);
                 // ORDERING: Release, pairs with the Acquire in `gather`: what this CPU did before is over.
                 ack.store(answer, Release);
             }

@@ -73,8 +73,10 @@ impl Slot {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use = "whoever waits for the roll call is to be woken when it is complete"]
 pub enum Progress {
-    /// Somebody is still missing, or this event was needed no more.
+    /// This event was needed no more, or not yet.
     Going,
+    /// It was this CPU's first of its kind; somebody is still missing.
+    Shown,
     /// It was the last thing missing. Said once in a round.
     Complete,
 }
@@ -169,12 +171,12 @@ impl RollCall {
         }
         slot.shown.store(after, Relaxed);
         if after != Slot::ALL {
-            return Progress::Going;
+            return Progress::Shown;
         }
         // ORDERING: Relaxed, published by the count.
         slot.done_ns.store(now_ns(), Relaxed);
         // ORDERING: Release, pairs with the Acquire in `is_complete`: whoever sees the end sees all times.
-        if self.missing.fetch_sub(1, Release) == 1 { Progress::Complete } else { Progress::Going }
+        if self.missing.fetch_sub(1, Release) == 1 { Progress::Complete } else { Progress::Shown }
     }
 
     /// Whether everybody has shown everything in this round. If so, all that they did before is visible.

@@ -15,6 +15,7 @@ use loom::sync::Arc;
 use loom::thread;
 use model::{Bells, NoTime, Step, check, cpu, step};
 use percpu::{CpuId, Masked, PerCpu, hosted, mask_upcalls};
+use smp::trace::Mark;
 use smp::{Awaited, Clock, Delivery, Kind, Kinds, Lead, Mail, Missing, Outcome, Patience, Rendezvous};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,6 +57,11 @@ impl Delivery for Handling {
     }
 
     fn handle(&self, _masked: &Masked, _kinds: Kinds) {
+        self.fragile.mine().touch();
+    }
+
+    fn mark(&self, _masked: &Masked, _mark: Mark) {
+        // Where it may not stand it would be found out.
         self.fragile.mine().touch();
     }
 }

@@ -1,0 +1,195 @@
+//! [`Trace`]: when each CPU reached what in the last suspends.
+//!
+//! Each CPU has a [`Ring`] that it alone writes, and [marks](Mark) in it what it has reached, with the TSC. vCPU 0
+//! numbers the suspends; each CPU begins its record of one when it first hears of it ([`Trace::join`]). Nothing is
+//! added up and nothing converted before somebody asks.
+//!
+//! A mark takes no lock, allocates nothing, calls nobody, writes no line that another CPU writes, and needs nothing of
+//! Xen's: no clock page, no port. So it may stand anywhere but where a follower has acknowledged that it is stopped,
+//! where nothing may stand. There is one clock, the TSC, which two things can bend:
+//!
+//! - A suspend, after which it may be another host's. Marks from before the hypercall and those from after it are put
+//!   onto the guest's time line by a scale each; what was between them is as long as guest time says.
+//! - Processors whose TSCs differ (where Xen does not vouch for them). Then marks of two CPUs are off by that.
+//!
+//! Turned down: guest time in the marks (a mark between the hypercall and the rebased clock has none); marks by a trait
+//! of the kernel's that may do anything (a mark has to stay what it is).
+
+mod mark;
+mod ring;
+mod span;
+
+use crossbeam_utils::CachePadded;
+use percpu::{CpuId, Masked, PerCpu};
+use xen_sys::primitive::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use xen_sys::primitive::sync::atomic::{AtomicU64, fence};
+
+pub use mark::{Mark, Stage};
+pub use ring::{Record, Ring, Stamp};
+pub use span::{Span, spans};
+
+/// Words of each CPU. A suspend takes about 35 of vCPU 0 and 13 of any other, so the last three are there whole.
+pub const WORDS: usize = 128;
+
+/// A CPU's ring, and which record it writes.
+struct Slot {
+    ring: Ring<WORDS>,
+    /// What `now` was when this CPU looked last. Written and read by the CPU itself.
+    seen: AtomicU64,
+}
+
+/// The rings of all CPUs. Suspend: *kept*.
+///
+/// | `now`, bit 0 | 1..=63 | meaning |
+/// |---|---|---|
+/// | 1 | number | suspend `number` is under way; the first is 1 |
+/// | 0 | number | it is over: a rendezvous now is of no suspend |
+pub struct Trace {
+    /// Written by vCPU 0 twice a suspend, read by each CPU when it hears of a rendezvous.
+    now: CachePadded<AtomicU64>,
+    slots: PerCpu<Slot>,
+}
+
+impl Trace {
+    /// What stands in place of a number in records that are of no suspend.
+    const NONE: u64 = 0;
+
+    /// Empty rings for the first `nr` CPUs.
+    pub fn new(nr: usize) -> Trace {
+        Trace {
+            now: CachePadded::new(AtomicU64::new(0)),
+            slots: PerCpu::new(nr, |_| Slot { ring: Ring::new(), seen: AtomicU64::new(0) }),
+        }
+    }
+
+    /// A suspend begins; its number. Context: vCPU 0, before it asks for the rendezvous.
+    pub fn begin(&self, masked: &Masked) -> u64 {
+        let number = self.last() + 1;
+        // ORDERING: Relaxed, by the fence.
+        self.now.store(number << 1 | 1, Relaxed);
+        // ORDERING: Release, pairs with the fence in `join`: who sees the rendezvous that we are about to ask for, by its
+        //   phase word or by an IPI, sees the number.
+        fence(Release);
+        self.join(masked);
+        number
+    }
+
+    /// The suspend is over: it was told of, or given up. Marks of a CPU that has still to find something to do are of
+    /// it all the same. Context: vCPU 0.
+    pub fn end(&self) {
+        // ORDERING: Relaxed: whoever sees it late only adds to a record of the past.
+        self.now.store(self.last() << 1, Relaxed);
+    }
+
+    /// This CPU has heard of a rendezvous. Whether it is of a suspend and that is news to it: then its record begins.
+    /// Context: after it has seen that a rendezvous is asked for.
+    pub fn join(&self, _masked: &Masked) -> bool {
+        let slot = self.slots.mine();
+        // ORDERING: Acquire, pairs with the fence in `begin`.
+        fence(Acquire);
+        // ORDERING: Relaxed, by the fence.
+        let now = self.now.load(Relaxed);
+        // ORDERING: Relaxed both, ours alone.
+        if slot.seen.load(Relaxed) == now {
+            return false;
+        }
+        slot.seen.store(now, Relaxed);
+        let of_a_suspend = now & 1 != 0;
+        slot.ring.begin(if of_a_suspend { now >> 1 } else { Trace::NONE });
+        of_a_suspend
+    }
+
+    /// What this CPU marks from here on is of no suspend: it comes to life by itself.
+    pub fn leave(&self, _masked: &Masked) {
+        self.slots.mine().ring.begin(Trace::NONE);
+    }
+
+    /// This CPU has reached `mark` when the TSC was `tsc`. Lock-free; a load and two stores of its own lines.
+    pub fn mark(&self, _masked: &Masked, mark: Mark, tsc: u64) {
+        self.slots.mine().ring.mark(mark, tsc);
+    }
+
+    /// What `cpu` marked in suspend `number`; `None` where it had no part in it, or has written over it since. Context:
+    /// any CPU. Cost: a copy of a kilobyte, on the stack.
+    pub fn record(&self, cpu: CpuId, number: u64) -> Option<Record<WORDS>> {
+        self.slots.on(cpu).ring.read(number)
+    }
+
+    /// How many CPUs have rings.
+    pub fn nr(&self) -> usize {
+        self.slots.nr()
+    }
+
+    /// The number of the last suspend that was begun; 0 where there was none. Context: vCPU 0.
+    pub fn last(&self) -> u64 {
+        // ORDERING: Relaxed, written by vCPU 0, which is us.
+        self.now.load(Relaxed) >> 1
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use percpu::hosted;
+
+    use super::*;
+
+    fn cpu(n: usize) -> CpuId {
+        CpuId::new(n).expect("tests use small numbers")
+    }
+
+    fn marks(trace: &Trace, n: usize, number: u64) -> Option<Vec<Mark>> {
+        Some(trace.record(cpu(n), number)?.marks().map(|(mark, _)| mark).collect())
+    }
+
+    #[test]
+    fn each_cpu_has_its_own_record_of_a_suspend() {
+        let trace = Trace::new(3);
+        let masked = hosted::masked();
+        for number in 1..=9 {
+            {
+                let _zero = hosted::enter(CpuId::BOOT);
+                assert_eq!(trace.begin(&masked), number);
+                assert!(!trace.join(&masked), "it has begun it");
+                trace.mark(&masked, Mark::Begun, 5);
+            }
+            let _one = hosted::enter(cpu(1));
+            assert!(trace.join(&masked) && !trace.join(&masked));
+            trace.mark(&masked, Mark::Parked, 6);
+            assert_eq!(marks(&trace, 0, number), Some(vec![Mark::Begun]));
+            assert_eq!(marks(&trace, 1, number), Some(vec![Mark::Parked]));
+            assert_eq!(marks(&trace, 2, number), None, "it had no part in it");
+        }
+        assert_eq!(trace.last(), 9);
+    }
+
+    #[test]
+    fn a_rendezvous_of_no_suspend_is_in_no_record() {
+        let trace = Trace::new(1);
+        let masked = hosted::masked();
+        let _zero = hosted::enter(CpuId::BOOT);
+        assert!(!trace.join(&masked), "there was none yet");
+        let number = trace.begin(&masked);
+        trace.mark(&masked, Mark::Begun, 5);
+        trace.end();
+        trace.mark(&masked, Mark::FirstTask, 6);
+        assert!(!trace.join(&masked));
+        trace.mark(&masked, Mark::Begun, 7);
+        assert_eq!(marks(&trace, 0, number), Some(vec![Mark::Begun, Mark::FirstTask]));
+        assert_eq!((trace.last(), trace.begin(&masked)), (number, number + 1));
+    }
+
+    #[test]
+    fn a_cpu_that_comes_to_life_by_itself_adds_nothing_to_the_last_suspend() {
+        let trace = Trace::new(2);
+        let masked = hosted::masked();
+        let zero = hosted::enter(CpuId::BOOT);
+        let number = trace.begin(&masked);
+        drop(zero);
+        let _one = hosted::enter(cpu(1));
+        trace.join(&masked);
+        trace.mark(&masked, Mark::Parked, 6);
+        trace.leave(&masked);
+        trace.mark(&masked, Mark::Timer, 7);
+        assert_eq!(marks(&trace, 1, number), Some(vec![Mark::Parked]));
+    }
+}
