@@ -47,6 +47,17 @@ pub enum Workload {
     Heartbeat,
 }
 
+/// What is kept and told of when each vcpu reached what in a suspend, `trace=`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trace {
+    /// `off`: nothing is kept.
+    Off,
+    /// `keep`: the last suspends are kept, and told when somebody asks.
+    Keep,
+    /// `suspend`: and each is told once it is over.
+    Suspend,
+}
+
 /// The command line, parsed. Texts borrow from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cmdline<'a> {
@@ -62,6 +73,8 @@ pub struct Cmdline<'a> {
     pub bench: Option<&'a str>,
     /// `log=`
     pub log: LogLevel,
+    /// `trace=`
+    pub trace: Trace,
     text: &'a str,
 }
 
@@ -110,7 +123,7 @@ fn names<'a>(key: &'a str, value: &'a str, expected: &'static str, list: bool) -
 }
 
 impl<'a> Cmdline<'a> {
-    const KEYS: [&'static str; 6] = ["evtchn", "workload", "suspend", "test", "bench", "log"];
+    const KEYS: [&'static str; 7] = ["evtchn", "workload", "suspend", "test", "bench", "log", "trace"];
 
     /// Parses `text`.
     ///
@@ -124,6 +137,7 @@ impl<'a> Cmdline<'a> {
             test: None,
             bench: None,
             log: LogLevel::Info,
+            trace: Trace::Keep,
             text,
         };
         for (key, value) in words(text) {
@@ -150,6 +164,10 @@ impl<'a> Cmdline<'a> {
                     ];
                     line.log = choose(key, value, "error|warn|info|debug", &choices)?;
                 }
+                "trace" => {
+                    let choices = [("off", Trace::Off), ("keep", Trace::Keep), ("suspend", Trace::Suspend)];
+                    line.trace = choose(key, value, "off|keep|suspend", &choices)?;
+                }
                 _ => {}
             }
         }
@@ -174,15 +192,17 @@ mod tests {
     fn empty_means_defaults() {
         let line = Cmdline::parse(" \t ").expect("nothing to misunderstand");
         assert_eq!((line.workload, line.log, line.test), (Workload::Idle, LogLevel::Info, None));
-        assert_eq!(line.suspend, SuspendVia::Xenstore);
+        assert_eq!((line.suspend, line.trace), (SuspendVia::Xenstore, Trace::Keep));
     }
 
     #[test]
     fn every_key() {
-        let text = "evtchn=fifo workload=heartbeat suspend=evtchn test=ipi-ring bench=null,event_self log=debug";
+        let text =
+            "evtchn=fifo workload=heartbeat suspend=evtchn test=ipi-ring bench=null,event_self log=debug trace=off";
         let line = Cmdline::parse(text).expect("well formed");
         assert_eq!((line.abi, line.workload, line.suspend), (Abi::Fifo, Workload::Heartbeat, SuspendVia::Evtchn));
         assert_eq!((line.test, line.bench, line.log), (Some("ipi-ring"), Some("null,event_self"), LogLevel::Debug));
+        assert_eq!(line.trace, Trace::Off);
         assert_eq!(line.unknown_keys().count(), 0);
     }
 
@@ -204,6 +224,7 @@ mod tests {
             ("suspend=acpi", "suspend"),
             ("test=", "test"),
             ("test=a,b", "test"),
+            ("trace=on", "trace"),
             ("bench=a,,b", "bench"),
             ("log=info evtchn=fifo log=loud", "log"),
         ] {

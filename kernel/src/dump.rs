@@ -18,7 +18,7 @@ use smp::{Busy, CallNode};
 use spin::Once;
 use xen_sys::primitive::sync::atomic::Ordering;
 
-use crate::{console, control, cpus, events, time, wait};
+use crate::{console, control, cpus, events, time, trace, wait};
 
 /// Ports that one upcall shows. A vcpu has three of its own; more are devices', and the list of all has those too.
 const SHOWN_MAX: usize = 64;
@@ -184,7 +184,8 @@ pub(crate) fn command(line: &str) {
             every_cpu();
         }
         "evtchn" => ask_for_ports(),
+        "phases" => trace::ask(),
         "poweroff" => control::power_off("poweroff"),
-        _ => crate::say!("usage", commands = "dump evtchn poweroff", typed = line),
+        _ => crate::say!("usage", commands = "dump evtchn phases poweroff", typed = line),
     }
 }

@@ -15,10 +15,11 @@ use core::ptr::NonNull;
 
 use async_task::{Builder, Runnable};
 use percpu::{CpuId, PerCpu};
+use smp::trace::Mark;
 use spin::Once;
 
 use crate::run_queue::{Link, Linked, RunQueue};
-use crate::{cpus, events, timer};
+use crate::{cpus, events, timer, trace};
 
 type Task = Runnable<Link>;
 
@@ -89,8 +90,10 @@ pub(crate) fn run() -> ! {
     let mine = ready(percpu::current());
     percpu::start_upcalls();
     let mut tasks = mine.take();
+    // It has been parked, and has run no task since.
+    let mut is_back = false;
     loop {
-        cpus::park_if_asked();
+        is_back |= cpus::park_if_asked();
         timer::expire();
         for _ in 0..BATCH {
             if tasks.is_empty() {
@@ -98,6 +101,9 @@ pub(crate) fn run() -> ! {
             }
             let Some(task) = tasks.next() else { break };
             cpus::note_running();
+            if core::mem::take(&mut is_back) {
+                trace::mark_here(Mark::FirstTask);
+            }
             task.run();
         }
         timer::arm();

@@ -68,6 +68,8 @@ mod sysrq;
 mod time;
 #[cfg(target_os = "none")]
 mod timer;
+#[cfg(any(test, target_os = "none"))]
+mod trace;
 #[cfg(target_os = "none")]
 mod traps;
 #[cfg(target_os = "none")]

@@ -10,7 +10,9 @@ use xen_sys::abi::xen::StartInfo;
 use xen_sys::hypercall::{traps as hypercall, version};
 
 use crate::start_info::{self, Rings};
-use crate::{bench, console, control, cpus, devices, events, executor, memory, selftest, time, timer, traps, workload};
+use crate::{
+    bench, console, control, cpus, devices, events, executor, memory, selftest, time, timer, trace, traps, workload,
+};
 
 /// The boot CPU's area. In the image, because it is needed before there is a heap.
 static BOOT_AREA: Area = Area::new(CpuId::BOOT);
@@ -74,6 +76,7 @@ unsafe extern "C" fn stasis_main(start_info: *const StartInfo, builder_stack_top
     );
     executor::init(nr);
     timer::init(nr);
+    trace::init(nr, cmdline.trace);
     cpus::start_boot_cpu(nr, start_info::page().shared_info_maddr(), entered_tsc);
     say_boot(text, nr, info.nr_pages, &cmdline);
     if rings.is_some() {
@@ -96,6 +99,7 @@ unsafe extern "C" fn stasis_main(start_info: *const StartInfo, builder_stack_top
     executor::spawn_on(CpuId::BOOT, run);
     executor::spawn_on(CpuId::BOOT, console::task(crate::dump::command));
     executor::spawn_on(CpuId::BOOT, crate::dump::list_ports_when_asked());
+    executor::spawn_on(CpuId::BOOT, trace::tell_when_asked());
     executor::run()
 }
 

@@ -19,6 +19,7 @@ use mm::MmError;
 use percpu::{Masked, Quiesced};
 use smp::order::{Prepare, TakeOver};
 use smp::suspend::{Ended, Failed, Steps};
+use smp::trace::Mark;
 use smp::{Missing, Outcome};
 use xen_sys::Errno;
 use xen_sys::abi::xen::SharedInfo;
@@ -29,7 +30,7 @@ use xenbus::Store;
 use crate::cpus::{self, CpuError, Laggards, Placed};
 use crate::logfmt::Line;
 use crate::time::{Before, Rebased, TimeRecord};
-use crate::{console, control, devices, events, heap, memory, start_info, time, timer, workload};
+use crate::{console, control, devices, events, heap, memory, start_info, time, timer, trace, workload};
 
 /// How long xenstored may take to answer what is under way when a suspend is asked for.
 const QUIET_LIMIT_NS: u64 = 20_000_000_000;
@@ -58,11 +59,14 @@ struct Report {
 /// on vcpu 0.
 pub(crate) async fn serve(store: &'static Store, via: &str, seen_ns: u64) {
     crate::say!("suspend-request", via = via);
+    trace::begin(seen_ns);
     let report = match timer::within(QUIET_LIMIT_NS, store.quiesce()).await {
         Ok(Ok(quiet)) => {
+            trace::mark_here(Mark::Quiet);
             let result = run();
             let resumed = result.as_ref().is_ok_and(|report| report.outcome == Outcome::Resumed);
             quiet.resume(if resumed { SuspendOutcome::Resumed } else { SuspendOutcome::Continued });
+            trace::mark_here(Mark::Thawed);
             result
         }
         // This task alone quiesces the store.
@@ -72,6 +76,7 @@ pub(crate) async fn serve(store: &'static Store, via: &str, seen_ns: u64) {
         Ok(report) => tell(seen_ns, &report).await,
         Err(abort) => tell_abort(&abort),
     }
+    trace::end().await;
 }
 
 fn tell_abort(abort: &Abort) {
@@ -89,6 +94,7 @@ fn tell_abort(abort: &Abort) {
 
 async fn tell(seen_ns: u64, report: &Report) {
     let (slowest, alive_ns) = cpus::all_alive().await;
+    trace::mark_here(Mark::AllAlive);
     let incarnation = events::get().incarnation();
     let prepare_ns = report.suspended_ns.saturating_sub(seen_ns);
     let blackout_ns = report.back_ns.saturating_sub(report.suspended_ns);
@@ -126,6 +132,7 @@ fn run() -> Result<Report, Abort> {
     });
     let ended = ended.map_err(Abort::Missing)?;
     let outcome = ended.outcome();
+    trace::came_back(&masked, outcome);
     match ended {
         Ended::Resumed | Ended::Continued => {}
         Ended::NotPrepared(failed) => return Err(Abort::NotPrepared(failed)),
@@ -134,6 +141,7 @@ fn run() -> Result<Report, Abort> {
     cpus::restore_this_cpu(&masked, outcome, Placed::Yes);
     if outcome == Outcome::Resumed {
         devices::connect();
+        trace::mark(&masked, Mark::Connected);
     }
     Ok(Report { outcome, suspended_ns: sequence.before.guest_ns, back_ns: sequence.back_ns })
 }
@@ -192,7 +200,7 @@ impl Sequence {
 impl Steps for Sequence {
     type Error = StepError;
 
-    fn prepare(&mut self, step: Prepare, others: &Quiesced, _masked: &Masked) -> Result<(), StepError> {
+    fn prepare(&mut self, step: Prepare, others: &Quiesced, masked: &Masked) -> Result<(), StepError> {
         match step {
             Prepare::MaskLegacySlots => mask_legacy_slots(),
             Prepare::DetachEvents => events::get().detach(others),
@@ -202,10 +210,11 @@ impl Steps for Sequence {
             }
             Prepare::MfnsToPfns => self.info.rings_to_pfns(),
         }
+        trace::mark(masked, Mark::prepared(step));
         Ok(())
     }
 
-    fn undo(&mut self, step: Prepare, others: &Quiesced, _masked: &Masked) {
+    fn undo(&mut self, step: Prepare, others: &Quiesced, masked: &Masked) {
         match step {
             // Dead memory in this domain, which is never placed again.
             Prepare::MaskLegacySlots => {}
@@ -221,15 +230,18 @@ impl Steps for Sequence {
             }
             Prepare::MfnsToPfns => self.info.rings_to_mfns(),
         }
+        trace::mark(masked, Mark::undone(step));
     }
 
-    fn suspend(&mut self, _others: &Quiesced, _masked: &Masked) -> Result<SuspendOutcome, Errno> {
+    fn suspend(&mut self, _others: &Quiesced, masked: &Masked) -> Result<SuspendOutcome, Errno> {
         let guest_ns = time::now_ns();
         self.before = Before::at(guest_ns, time::system_ns(), self.wall_zero_ns);
+        trace::suspending(masked);
         // SAFETY: all others are parked in their loop. start_info has been canonicalised, and shared_info, the only frame that
         //   is not ours, is unmapped. No mfn is kept over the call but this argument.
         let outcome = unsafe { sched::suspend(self.info.mfn().get()) };
         self.back_tsc = time::tsc();
+        trace::mark_at(masked, Mark::Back, self.back_tsc);
         if outcome == Ok(SuspendOutcome::Continued) {
             self.back_ns = time::to_guest_ns(self.system_ns_at_return()).max(guest_ns);
         }
@@ -250,6 +262,7 @@ impl Steps for Sequence {
             TakeOver::PublishP2m => memory::publish_p2m(&shared_info().arch).map_err(StepError::Memory)?,
             TakeOver::AttachEvents => Sequence::attach(others, Ports::Gone)?,
         }
+        trace::mark(masked, Mark::took_over(step));
         Ok(())
     }
 

@@ -115,6 +115,38 @@ impl TimeRecord {
     }
 }
 
+/// What guest time is at which TSC, as it stands at some moment: still right for readings from before a suspend when that has
+/// set all of it anew.
+#[derive(Clone, Copy)]
+pub(crate) struct Scale {
+    record: TimeRecord,
+    offset_ns: i64,
+}
+
+impl Scale {
+    /// As this CPU has it now. Context: any but parked.
+    #[cfg(target_os = "none")]
+    pub(crate) fn now() -> Scale {
+        // ORDERING: Relaxed, as in `to_guest_ns`.
+        Scale { record: TimeRecord::read(&percpu::vcpu_info().time), offset_ns: OFFSET_NS.load(Ordering::Relaxed) }
+    }
+
+    /// A TSC from not long before.
+    pub(crate) fn some_tsc(&self) -> u64 {
+        self.record.tsc_timestamp
+    }
+
+    /// Guest time when the TSC was `tsc`.
+    pub(crate) fn guest_ns(&self, tsc: u64) -> u64 {
+        self.record.system_time_ns(tsc).saturating_add_signed(self.offset_ns)
+    }
+
+    /// The TSC at guest time `guest_ns`.
+    pub(crate) fn tsc_at(&self, guest_ns: u64) -> u64 {
+        self.record.tsc_at(guest_ns.saturating_add_signed(self.offset_ns.saturating_neg()))
+    }
+}
+
 /// TSC ticks to nanoseconds: `(ticks << shift) * mul / 2^32`, without losing high bits.
 fn scale(ticks: u64, mul: u32, shift: i8) -> u64 {
     let ticks = u128::from(ticks);
@@ -227,8 +259,25 @@ fn difference(a: u64, b: u64) -> i64 {
 }
 
 #[cfg(test)]
+impl Scale {
+    /// 1 GHz; guest time is `guest_ns` when the TSC is `tsc`.
+    pub(crate) fn at(tsc: u64, guest_ns: u64) -> Scale {
+        let record = TimeRecord { tsc_timestamp: tsc, system_time: 5000, mul: 1 << 31, shift: 1, stable: true };
+        Scale { record, offset_ns: difference(guest_ns, 5000) }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_scale_leads_there_and_back() {
+        let scale = Scale::at(1_000_000, 70);
+        assert_eq!((scale.guest_ns(1_000_000), scale.guest_ns(1_000_005)), (70, 75));
+        assert_eq!(scale.tsc_at(75), 1_000_005);
+        assert_eq!(scale.tsc_at(0), 999_930, "before the record was made");
+    }
 
     #[test]
     fn scales_without_overflow() {

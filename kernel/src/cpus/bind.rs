@@ -22,13 +22,14 @@ use percpu::{Area, CpuId, Masked};
 use smp::bring_up::VcpuInfoPlace;
 use smp::order::EachCpu;
 use smp::suspend::{CpuSteps, restore_cpu};
+use smp::trace::Mark;
 use smp::{Kind, Outcome, Progress};
 use xen_sys::Errno;
 use xen_sys::hypercall::misc::set_timer_op;
 use xen_sys::hypercall::{Batch, CallToken, Results};
 
 use super::{get, mail};
-use crate::{events, memory, time, timer, wait};
+use crate::{events, memory, time, timer, trace, wait};
 
 /// `vcpu_info`, clock, runstate, tick, control block, timer, two virqs and an IPI.
 const CALLS: usize = 9;
@@ -161,6 +162,7 @@ pub(crate) fn restore_this_cpu(masked: &Masked, outcome: Outcome, placed: Placed
 
 /// The first life of a CPU is as a new one. Its `vcpu_info` was placed before.
 pub(super) fn first_life(masked: &Masked) {
+    trace::apart(masked);
     restore_this_cpu(masked, Outcome::Resumed, Placed::Yes);
 }
 
@@ -181,6 +183,7 @@ impl CpuSteps for ThisCpu {
             EachCpu::ServeInbox => mail().serve(masked),
             EachCpu::JoinRollCall => get().roll_call.restored(percpu::current(), ask_to_answer),
         }
+        trace::mark(masked, Mark::restored(step));
         Ok(())
     }
 }
@@ -193,20 +196,24 @@ fn ask_to_answer(cpu: CpuId) {
 /// Set by the last vcpu to prove its life.
 static COMPLETE: wait::Flag = wait::Flag::new();
 
-fn note_progress(progress: Progress) {
+fn note_progress(masked: &Masked, progress: Progress, first: Mark) {
+    if progress == Progress::Going {
+        return;
+    }
+    trace::mark(masked, first);
     if progress == Progress::Complete {
         COMPLETE.set();
     }
 }
 
 /// VIRQ_TIMER came. Context: upcall.
-pub(super) fn took_timer(_masked: &Masked) {
-    note_progress(get().roll_call.took_timer(percpu::current(), time::now_ns));
+pub(super) fn took_timer(masked: &Masked) {
+    note_progress(masked, get().roll_call.took_timer(percpu::current(), time::now_ns), Mark::Timer);
 }
 
 /// An IPI of the roll call came. Context: upcall.
-pub(super) fn took_ipi(_masked: &Masked) {
-    note_progress(get().roll_call.took_ipi(percpu::current(), time::now_ns, ask_to_answer));
+pub(super) fn took_ipi(masked: &Masked) {
+    note_progress(masked, get().roll_call.took_ipi(percpu::current(), time::now_ns, ask_to_answer), Mark::Ipi);
 }
 
 /// Waits until every vcpu has taken a timer event and an IPI; says which was the last, and when. Names those that are missing, once

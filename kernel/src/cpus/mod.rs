@@ -15,6 +15,7 @@ use core::fmt;
 
 use evtchn::Ipi;
 use percpu::{CpuId, Masked, PerCpu, Quiesced};
+use smp::trace::Mark;
 use smp::{Clock, Delivery, Kind, Kinds, Lead, Mail, Missing, Outcome, Rendezvous, RollCall};
 use spin::Once;
 use xen_sys::abi::vcpu::{RUNSTATE_blocked, RUNSTATE_offline, RUNSTATE_runnable, RUNSTATE_running};
@@ -22,7 +23,7 @@ use xen_sys::hypercall::vcpu;
 use xen_sys::primitive::sync::atomic::{AtomicU8, Ordering};
 
 use crate::relax::Processor;
-use crate::{events, time};
+use crate::{events, time, trace};
 
 pub(crate) use bind::{CpuError, Placed, all_alive, place_vcpu_info, restore_this_cpu};
 pub(crate) use bring_up::{count, online, start_boot_cpu, start_others};
@@ -78,7 +79,14 @@ impl Delivery for Deliver {
         if kinds.contains(Kind::Alive) {
             bind::took_ipi(masked);
         }
+        if kinds.contains(Kind::Rendezvous) {
+            trace::kicked(masked);
+        }
         // Reschedule and Rendezvous need no more than that the CPU wakes up: its executor looks.
+    }
+
+    fn mark(&self, masked: &Masked, mark: Mark) {
+        trace::mark(masked, mark);
     }
 }
 

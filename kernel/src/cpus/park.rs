@@ -1,26 +1,32 @@
 //! The follower's side of a rendezvous: when a CPU parks, and how it comes back.
 
 use percpu::CpuId;
+use smp::trace::Mark;
 
 use super::{Placed, State, bind, get, note};
 use crate::relax::Processor;
+use crate::trace;
 
 /// Whether this CPU is to park.
 pub(crate) fn park_is_asked() -> bool {
     percpu::current() != CpuId::BOOT && get().rendezvous.is_requested()
 }
 
-/// Parks, if a rendezvous is on, until it is over, and restores this CPU by its outcome. Context: the executor, between tasks.
-pub(crate) fn park_if_asked() {
+/// Parks, if a rendezvous is on, until it is over, and restores this CPU by its outcome; whether one was on. Context: the
+/// executor, between tasks.
+pub(crate) fn park_if_asked() -> bool {
     if !park_is_asked() {
-        return;
+        return false;
     }
     let masked = percpu::mask_upcalls();
     note(State::Parked);
+    trace::parked(&masked);
     // From before a suspend can strike until this CPU has its own vcpu_info again.
     percpu::area().set_parked(true);
     let parked = get().rendezvous.park(&masked, &Processor, &get().mail);
+    trace::mark(&masked, Mark::Released);
     bind::restore_this_cpu(&masked, parked.outcome(), Placed::No);
     percpu::area().set_parked(false);
     drop(parked);
+    true
 }
