@@ -28,7 +28,7 @@ pub use mark::{Mark, Stage};
 pub use ring::{Record, Ring, Stamp};
 pub use span::{Span, spans};
 
-/// Words of each CPU. A suspend takes about 35 of vCPU 0 and 13 of any other, so the last three are there whole.
+/// Words of each CPU. A suspend takes 29 of vCPU 0 and 12 of any other, so the last four are there whole.
 pub const WORDS: usize = 128;
 
 /// A CPU's ring, and which record it writes.

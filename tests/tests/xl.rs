@@ -2,10 +2,13 @@
 //!
 //! Each step creates its own guest and sees it gone from Xen and xenstore at its end, so any of them
 //! can be run alone (`cargo test -p tests --test xl -- migrate::`) and a failed one leaves nothing to
-//! the next. The order is from plain to hard. `steps` are the good ways, `trouble` the others, `ports` compares the guest's view with Xen's.
+//! the next. The order is from plain to hard. `steps` are the good ways, `trouble` the others,
+//! `ports` compares the guest's view with Xen's, `phases` looks at what it tells of its suspends.
 
 #![forbid(unsafe_code)]
 
+#[path = "xl/phases.rs"]
+mod phases;
 #[path = "xl/place.rs"]
 mod place;
 #[path = "xl/ports.rs"]
@@ -59,6 +62,10 @@ fn ladder() -> Vec<(String, Step)> {
         step(&format!("ports::{abi}"), Box::new(move |place| ports::as_xen_has_them(place, &words)));
     }
     step("ports::ways_to_ask", Box::new(ports::ways_to_ask));
+    let resumes = [Kind::SaveRestore, Kind::Migrate];
+    step("phases::resumed", Box::new(move |place| phases::of_every_vcpu(place, &resumes)));
+    step("phases::continued", Box::new(|place| phases::of_every_vcpu(place, &[Kind::Checkpoint])));
+    step("phases::when_asked", Box::new(phases::when_asked));
     step("nothing_left_behind", Box::new(Place::nothing_left_behind));
     ladder
 }

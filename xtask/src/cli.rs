@@ -5,7 +5,7 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::commands::{bench, check, direct, image, models, mutate, run, setup, suspend, test};
+use crate::commands::{bench, check, direct, image, models, mutate, run, setup, suspend, test, timeline};
 use crate::drive::cycles::Kind;
 
 /// Builds, runs, migrates and checks stasis, a Xen PV guest kernel made to be suspended.
@@ -55,6 +55,12 @@ enum Command {
     /// where there are some. Raw histograms are left in target/bench/ as JSON. Real time says something only on a machine
     /// that does nothing else; --deterministic counts instructions instead.
     Bench(bench::BenchOptions),
+    /// Draw the suspends that a guest's console log tells of: what each vCPU did when.
+    ///
+    /// One SVG for each: vCPUs down, time across, one colour for each phase; point at a stretch for its exact length. The
+    /// guest tells of them under trace=suspend, and when `phases` is typed on its console. `migrate` and `save-restore` do
+    /// all of it with --timeline.
+    Timeline(timeline::TimelineOptions),
     /// Build the kernel, check its ELF notes and segments, leave it at target/stasis.elf.
     Image,
     /// The one command before a commit: format, lints, host tests, docs, licences.
@@ -90,6 +96,7 @@ impl Cli {
             Command::Direct(options) => direct::run(&options),
             Command::Run(options) => run::run(&options),
             Command::Bench(options) => bench::run(&options),
+            Command::Timeline(options) => timeline::run(&options),
             Command::Image => image::run(),
             Command::Check(options) => check::run(options),
             Command::Test(options) => test::run(&options),
@@ -121,7 +128,8 @@ mod tests {
             assert!(with(&format!("{command} {guest} --on lab --stock-xen")).is_ok(), "{command}");
         }
         assert!(with(&format!("direct {guest}")).is_ok());
-        assert!(with("migrate --cycles 3").is_ok());
+        assert!(with("migrate --cycles 3 --timeline").is_ok());
+        assert!(with("timeline guest.log --out /tmp").is_ok());
         assert!(with("mutate evtchn smp --file word.rs --line 80 --list --limit 9 --keep-logs").is_ok());
         assert!(with("save-restore --cycles 3 --checkpoint").is_ok());
     }

@@ -15,6 +15,7 @@ pub mod setup;
 pub mod steps;
 pub mod suspend;
 pub mod test;
+pub mod timeline;
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! The host tool, as a library: `main.rs` is its command line, the ladders in `tests/` use it too.
 //!
 //! Runs on the host only. Three kinds of module: what can be pure is (`logfmt`, `contract`, `elfcheck`,
-//! `xlcfg`, `report`, `counts`, `licences`); places where a guest can run (`host`, `lab`); and what the
+//! `xlcfg`, `report`, `counts`, `licences`, `timeline`); places where a guest can run (`host`, `lab`); and what the
 //! user asks for (`commands`, `drive`). Turned down: shell scripts, which cannot be tested.
 
 pub mod bench;
@@ -23,5 +23,6 @@ pub mod options;
 pub mod progress;
 pub mod report;
 pub mod symbolise;
+pub mod timeline;
 pub mod workspace;
 pub mod xlcfg;

@@ -7,7 +7,7 @@ use smp::trace::{Mark, Record, Stage, WORDS, spans};
 use crate::time::Scale;
 
 /// Suspends that are remembered: as many as vcpu 0's ring holds whole.
-pub(crate) const KEPT: usize = 3;
+pub(crate) const KEPT: usize = 4;
 
 /// What is known of a suspend beside the marks.
 #[derive(Clone, Copy)]

@@ -6,12 +6,14 @@
 #![forbid(unsafe_code)]
 
 use std::fs;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use super::{Needs, Session, domain_name, open};
-use crate::drive::cycles::{Expect, Kind, Suspend, suspend};
+use super::timeline::write;
+use super::{Needs, Session, domain_name, open, relative};
+use crate::drive::cycles::{Expect, Kind, Suspend, suspend, timeline};
 use crate::drive::guest::{Guest, Limits};
 use crate::host::{Host, Progress};
 use crate::options::{GuestOptions, LogOptions, PlaceOptions};
@@ -30,6 +32,9 @@ pub struct SuspendOptions {
     /// How many times.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     cycles: u32,
+    /// Draw what each vCPU did when: suspend-N.svg in the logs directory, one for each suspend.
+    #[arg(long)]
+    timeline: bool,
 }
 
 /// Runs `migrate` or `save-restore`.
@@ -59,39 +64,50 @@ fn all_of_it(session: &Session, kind: Kind, options: &SuspendOptions) -> Result<
         kernel: host.put("stasis.elf", &kernel)?,
         vcpus: *vcpus,
         memory_mib: *memory,
-        cmdline: xlcfg::cmdline("heartbeat", extra),
+        cmdline: xlcfg::cmdline("heartbeat", &traced(extra, options.timeline)),
     };
     let expect = Expect::from_cmdline(&config.cmdline);
     session.terminal.stage("starting the guest");
     let mut show = |line: &str| session.terminal.say(&format!("  | {line}"));
     let limits = Limits::for_guest(*vcpus, *memory);
     let mut guest = Guest::create(host.as_mut(), config, limits, Some(image.path), &mut show)?;
-    lead(&mut guest, session, kind, expect, options.cycles).map(|run| run.describe(kind, *vcpus, expect))
+    lead(&mut guest, session, kind, expect, options).map(|run| run.describe(kind, *vcpus, expect))
+}
+
+/// The user's words, and that the guest tells of each suspend where that is drawn.
+fn traced(extra: &str, timeline: bool) -> String {
+    if timeline { format!("{extra} trace=suspend") } else { extra.to_owned() }
 }
 
 struct Run {
     online_ns: u64,
     suspends: Vec<Suspend>,
     checks: u64,
+    pictures: Vec<PathBuf>,
 }
 
 /// Takes a created guest through its life.
-fn lead(guest: &mut Guest<'_>, session: &Session, kind: Kind, expect: Expect, cycles: u32) -> Result<Run> {
+fn lead(guest: &mut Guest<'_>, session: &Session, kind: Kind, expect: Expect, options: &SuspendOptions) -> Result<Run> {
+    let cycles = options.cycles;
     let online_ns = guest.wait_online()?;
     if expect.heartbeat {
         session.terminal.stage("letting it beat");
         guest.wait_heartbeats(3)?;
     }
-    let mut suspends = Vec::new();
+    let (mut suspends, mut pictures) = (Vec::new(), Vec::new());
     for cycle in 1..=cycles {
         session.terminal.stage(&format!("{} {cycle} of {cycles}", kind.name()));
         let done = suspend(guest, kind, expect).with_context(|| format!("{} {cycle} of {cycles}", kind.name()))?;
         suspends.push(done);
+        if options.timeline {
+            let told = timeline(guest, pictures.len())?;
+            pictures.push(write(&told, kind.name(), &session.logs)?);
+        }
     }
     session.terminal.stage("powering it off");
     guest.power_off()?;
     session.terminal.finished();
-    Ok(Run { online_ns, suspends, checks: guest.watch().checks_passed() })
+    Ok(Run { online_ns, suspends, checks: guest.watch().checks_passed(), pictures })
 }
 
 impl Run {
@@ -103,7 +119,7 @@ impl Run {
             String::new()
         };
         format!(
-            "\n{}\nAll {vcpus} vCPUs came back from {} {}{proof}. Online {} after entry.",
+            "\n{}\nAll {vcpus} vCPUs came back from {} {}{proof}. Online {} after entry.{}",
             report::suspends(&self.suspends),
             if times == 1 { "one".to_owned() } else { format!("each of {times}") },
             match (kind, times) {
@@ -114,6 +130,7 @@ impl Run {
                 (Kind::Checkpoint, _) => "checkpoints",
             },
             report::duration(self.online_ns),
+            self.pictures.iter().map(|path| format!("\ntimeline: {}", relative(path))).collect::<String>(),
         )
     }
 }

@@ -13,6 +13,7 @@ use crate::contract::{Event, Phases};
 use crate::drive::domain::image;
 use crate::drive::guest::Guest;
 use crate::drive::watch::is_memory_check;
+use crate::timeline::Timeline;
 
 /// A way to suspend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +111,20 @@ pub fn suspend(guest: &mut Guest<'_>, kind: Kind, expect: Expect) -> Result<Susp
         }
     }
     Ok(done)
+}
+
+/// The timeline of the suspend after the first `before` that the guest has told of; it was started with `trace=suspend`.
+///
+/// # Errors
+/// When it does not tell of it in time.
+pub fn timeline(guest: &mut Guest<'_>, before: usize) -> Result<Timeline> {
+    loop {
+        if let Some(timeline) = guest.watch().timelines().get(before) {
+            return Ok(timeline.clone());
+        }
+        let what = "the timeline of the suspend (`stasis: phases-end`)";
+        guest.wait_for(what, guest.limits().word, |said| (said.line.event == "phases-end").then_some(()))?;
+    }
 }
 
 /// Waits for the guest's own word on a suspend of this kind.

@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use std::fmt;
 
 use crate::contract::{self, Event, Said};
+use crate::timeline::{Timeline, Timelines};
 
 /// Lines kept for the report of a failure.
 const LAST_WORDS: usize = 30;
@@ -107,6 +108,7 @@ pub struct Watch {
     continued: bool,
     checks_passed: u64,
     memory_checks: u64,
+    timelines: Timelines,
     last_words: VecDeque<String>,
     dying: Option<Panic>,
 }
@@ -123,6 +125,7 @@ impl Watch {
             continued: false,
             checks_passed: 0,
             memory_checks: 0,
+            timelines: Timelines::default(),
             last_words: VecDeque::new(),
             dying: None,
         }
@@ -154,6 +157,11 @@ impl Watch {
         self.continued
     }
 
+    /// The timelines of suspends that it has told of, oldest first.
+    pub fn timelines(&self) -> &[Timeline] {
+        self.timelines.told()
+    }
+
     /// The newest lines, oldest first.
     pub fn last_words(&self) -> impl Iterator<Item = &str> {
         self.last_words.iter().map(String::as_str)
@@ -182,7 +190,11 @@ impl Watch {
             }
         };
         match (self.dying.take(), &said.event) {
-            (None, _) => self.judge(&said, text)?,
+            (None, _) => {
+                self.judge(&said, text)?;
+                let breach = |why| Failure::Breach { line: text.to_owned(), why };
+                self.timelines.take(&said.line).map_err(breach)?;
+            }
             (Some(mut panic), Event::Backtrace { pc, .. }) => {
                 panic.pcs.push(*pc);
                 self.dying = Some(panic);

@@ -1,0 +1,153 @@
+//! What the guest tells of each suspend: every vCPU is in there, with all that it must have reached, in order.
+
+use anyhow::{Context, Result, bail, ensure};
+use smp::trace::Mark;
+use xtask::drive::cycles::{Kind, Suspend, suspend, timeline};
+use xtask::drive::guest::Guest;
+use xtask::timeline::{Lane, Timeline, picture};
+
+use crate::place::Place;
+use crate::steps::{WELL, domid};
+
+const VCPUS: u32 = 4;
+
+/// On vCPU 0, whatever the outcome, up to the hypercall and from its return on; and what stands between return and release.
+const LEADER_BEFORE: [Mark; 13] = [
+    Mark::Asked,
+    Mark::Answered,
+    Mark::Quiet,
+    Mark::Begun,
+    Mark::Rung,
+    Mark::AllArrived,
+    Mark::AllStopped,
+    Mark::LegacyMasked,
+    Mark::EventsDetached,
+    Mark::SharedInfoUnmapped,
+    Mark::RingsToPfns,
+    Mark::Suspending,
+    Mark::Back,
+];
+const TAKEN_OVER: [Mark; 6] = [
+    Mark::SharedInfoMapped,
+    Mark::NewLegacyMasked,
+    Mark::VcpuInfoPlaced,
+    Mark::ClockRebased,
+    Mark::P2mPublished,
+    Mark::EventsAttached,
+];
+const FOLLOWER_BEFORE: [Mark; 4] = [Mark::Parked, Mark::Arrived, Mark::Stopped, Mark::Released];
+
+/// Told without being asked: after a save and restore, and after a migration.
+pub(crate) fn of_every_vcpu(place: &mut Place, kinds: &[Kind]) -> Result<()> {
+    place.with_guest_of("trace=suspend", VCPUS, 32, |guest| {
+        for (n, kind) in kinds.iter().enumerate() {
+            let done = suspend(guest, *kind, WELL).with_context(|| kind.name().to_owned())?;
+            let told = timeline(guest, n).with_context(|| kind.name().to_owned())?;
+            ensure!(told.suspend == n as u64 + 1, "suspend {} is called {}", n + 1, told.suspend);
+            check(&told, *kind, &done).with_context(|| format!("after {}: {told:#?}", kind.name()))?;
+            in_xenstore(guest, &told)?;
+        }
+        guest.power_off()
+    })
+}
+
+/// Told to who types `phases`: that there is nothing to tell at first, then the last suspend, as often as one likes.
+pub(crate) fn when_asked(place: &mut Place) -> Result<()> {
+    place.with_guest(VCPUS, 32, |guest| {
+        ask(guest)?;
+        guest.wait_for("`stasis: phases outcome=none`", guest.limits().word, |said| {
+            (said.line.event == "phases" && said.line.get("outcome") == Some("none")).then_some(())
+        })?;
+        let done = suspend(guest, Kind::SaveRestore, WELL)?;
+        for n in 0..2 {
+            ask(guest)?;
+            let told = timeline(guest, n)?;
+            check(&told, Kind::SaveRestore, &done).with_context(|| format!("{told:#?}"))?;
+        }
+        guest.power_off()
+    })
+}
+
+fn ask(guest: &mut Guest<'_>) -> Result<()> {
+    let domid = domid(guest)?;
+    let script = format!("echo phases >$(xenstore-read /local/domain/{domid}/console/tty)");
+    guest.command_ok(&script, guest.limits().command).map(drop)
+}
+
+fn check(told: &Timeline, kind: Kind, done: &Suspend) -> Result<()> {
+    let outcome = if kind.continues() { "continued" } else { "resumed" };
+    ensure!(told.outcome == outcome, "outcome={}", told.outcome);
+    let vcpus: Vec<u32> = told.lanes.iter().map(|lane| lane.vcpu).collect();
+    ensure!(vcpus.iter().copied().eq(0..VCPUS), "vCPUs {vcpus:?}");
+    let own = if kind.continues() { Mark::TimerSet } else { Mark::Bound };
+    for lane in &told.lanes {
+        let all_of_it = || format!("vCPU {}", lane.vcpu);
+        let before: Vec<Mark> = match (lane.vcpu, kind.continues()) {
+            (0, true) => LEADER_BEFORE.to_vec(),
+            (0, false) => [&LEADER_BEFORE[..], &TAKEN_OVER].concat(),
+            _ => FOLLOWER_BEFORE.to_vec(),
+        };
+        let released = if lane.vcpu == 0 { Mark::AllReleased } else { Mark::Released };
+        in_order(lane, &before).with_context(all_of_it)?;
+        in_order(lane, &[released, own, Mark::InboxServed, Mark::Joined, Mark::Timer]).with_context(all_of_it)?;
+        in_order(lane, &[Mark::Joined, Mark::Ipi]).with_context(all_of_it)?;
+        let sorted = lane.marks.is_sorted_by_key(|(_, ns)| *ns);
+        ensure!(sorted, "vCPU {}: time goes back", lane.vcpu);
+    }
+    across(told)?;
+    let gone = told.at(Mark::Suspending).zip(told.at(Mark::Back)).context("no hypercall")?;
+    let away_ns = gone.1.saturating_sub(gone.0);
+    // The guest's own figure begins a few instructions earlier.
+    ensure!(away_ns <= done.phases.blackout_ns, "away for {away_ns} ns, said was {}", done.phases.blackout_ns);
+    ensure!(picture::draw(told, kind.name()).is_some_and(|svg| svg.contains("vcpu-3")), "it cannot be drawn");
+    Ok(())
+}
+
+/// What one vCPU reaches for all comes after, or before, what all others reach.
+fn across(told: &Timeline) -> Result<()> {
+    let of_zero = |mark| told.at(mark).with_context(|| format!("vCPU 0 has no {mark:?}"));
+    for lane in told.lanes.iter().filter(|lane| lane.vcpu != 0) {
+        for (mine, for_all, first) in [
+            (Mark::Arrived, Mark::AllArrived, true),
+            (Mark::Stopped, Mark::AllStopped, true),
+            (Mark::Released, Mark::Back, false),
+            (Mark::Ipi, Mark::AllAlive, true),
+            (Mark::Timer, Mark::AllAlive, true),
+        ] {
+            let ns = lane.at(mine).with_context(|| format!("vCPU {} has no {mine:?}", lane.vcpu))?;
+            let all_ns = of_zero(for_all)?;
+            let fine = if first { ns <= all_ns } else { ns >= all_ns };
+            ensure!(fine, "vCPU {}: {mine:?} at {ns} ns, {for_all:?} at {all_ns} ns", lane.vcpu);
+        }
+    }
+    Ok(())
+}
+
+fn in_order(lane: &Lane, marks: &[Mark]) -> Result<()> {
+    let mut reached = lane.marks.iter();
+    for mark in marks {
+        if !reached.any(|(reached, _)| reached == mark) {
+            bail!("{mark:?} is missing, or not where it should be");
+        }
+    }
+    Ok(())
+}
+
+/// The longest times stand in xenstore, and are of a vCPU of this guest.
+fn in_xenstore(guest: &mut Guest<'_>, told: &Timeline) -> Result<()> {
+    let domid = domid(guest)?;
+    for stage in ["quiesce", "gather", "stand", "suspended", "take_over", "restore", "prove"] {
+        let mut read = |key: &str| -> Result<u64> {
+            let script = format!("xenstore-read /local/domain/{domid}/data/stasis/stage_{stage}_{key}");
+            let value = guest.command_ok(&script, guest.limits().command)?;
+            value.trim().parse().with_context(|| format!("stage_{stage}_{key} is {value:?}"))
+        };
+        let (ns, vcpu) = (read("ns")?, read("vcpu")?);
+        ensure!(vcpu < u64::from(VCPUS), "stage_{stage}_vcpu is {vcpu}");
+        let lane = &told.lanes[usize::try_from(vcpu)?];
+        let sum: u64 =
+            told.spans(lane).iter().filter(|span| span.stage.name() == stage).map(smp::trace::Span::ns).sum();
+        ensure!(ns == sum, "stage_{stage}_ns is {ns}, told was {sum}");
+    }
+    Ok(())
+}
