@@ -99,7 +99,7 @@ unsafe extern "C" fn stasis_main(start_info: *const StartInfo, builder_stack_top
     executor::spawn_on(CpuId::BOOT, run);
     executor::spawn_on(CpuId::BOOT, console::task(crate::dump::command));
     executor::spawn_on(CpuId::BOOT, crate::dump::list_ports_when_asked());
-    executor::spawn_on(CpuId::BOOT, trace::tell_when_asked());
+    executor::spawn_here(trace::task());
     executor::run()
 }
 

@@ -76,7 +76,7 @@ pub(crate) async fn serve(store: &'static Store, via: &str, seen_ns: u64) {
         Ok(report) => tell(seen_ns, &report).await,
         Err(abort) => tell_abort(&abort),
     }
-    trace::end().await;
+    trace::end();
 }
 
 fn tell_abort(abort: &Abort) {

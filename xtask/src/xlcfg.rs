@@ -44,6 +44,11 @@ impl GuestConfig {
         key("maxmem", &self.memory_mib.to_string());
         key("vcpus", &self.vcpus.to_string());
         key("extra", &quote(&self.cmdline));
+        if self.is_traced() {
+            // Where Xen does not trust the TSC it traps its reading, a few microseconds each, and hands out the last value plus
+            // one to a vCPU whose processor is behind: its phases would shrink to nothing.
+            key("tsc_mode", &quote("native"));
+        }
         key("on_reboot", &quote("restart"));
         // Whoever made the domain looks at what it left and destroys it.
         key("on_crash", &quote("preserve"));
@@ -51,6 +56,11 @@ impl GuestConfig {
             key("max_event_channels", &ports.to_string());
         }
         text
+    }
+
+    /// It tells of its suspends without being asked.
+    fn is_traced(&self) -> bool {
+        self.cmdline.split_whitespace().any(|word| word == "trace=suspend")
     }
 
     /// The value for `max_event_channels` where xl's default does not do.
@@ -100,6 +110,14 @@ on_reboot = "restart"
 on_crash = "preserve"
 "#;
         assert_eq!(config(8).render(), want);
+    }
+
+    #[test]
+    fn who_traces_has_the_tsc_itself() {
+        let native = "tsc_mode = \"native\"\n";
+        assert!(!config(8).render().contains(native));
+        let traced = GuestConfig { cmdline: "workload=idle trace=suspend".into(), ..config(8) };
+        assert!(traced.render().contains(native));
     }
 
     #[test]

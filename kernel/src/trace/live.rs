@@ -20,8 +20,10 @@ const SETTLE_NS: u64 = 100_000_000;
 
 static TRACE: Once<Kept> = Once::new();
 
+/// There may be something to do for [`task`].
+static NEWS: wait::Flag = wait::Flag::new();
 /// Somebody wants to hear of suspends that have not been told of, or of the last one again.
-static WANTED: wait::Flag = wait::Flag::new();
+static ASKED: wait::Flag = wait::Flag::new();
 
 struct Kept {
     rings: Trace,
@@ -109,21 +111,21 @@ pub(crate) fn came_back(masked: &Masked, outcome: Outcome) {
     kept.suspends.mine(masked).borrow_mut().with_last(|suspend| suspend.after = Some((Scale::now(), outcome)));
 }
 
-/// A suspend is over, or has been given up. What of it belongs in xenstore is written there. Context: vcpu 0, in a task.
-pub(crate) async fn end() {
+/// A suspend is over, or has been given up. What is to be told of it is told by [`task`]: the next request waits for none of that.
+/// Context: vcpu 0, in a task.
+pub(crate) fn end() {
     let Some(kept) = TRACE.get() else { return };
     kept.rings.end();
-    if let Some(suspend) = remembered(kept, kept.rings.last())
-        && suspend.after.is_some()
-    {
-        publish(&longest(kept, &suspend)).await;
-    }
     if kept.tell {
         ask();
     }
+    NEWS.set();
 }
 
-async fn publish(longest: &Longest) {
+/// Writes the longest times of suspend `number` under `data/stasis/`, unless it was given up.
+async fn publish(kept: &Kept, number: u64) {
+    let Some(suspend) = remembered(kept, number).filter(|suspend| suspend.after.is_some()) else { return };
+    let longest = longest(kept, &suspend);
     let mut facts: Vec<(String, u64)> = Vec::new();
     // A vcpu may have had nothing to do yet.
     for (stage, time) in longest.stages().filter(|(stage, _)| *stage != Stage::Resume) {
@@ -136,32 +138,46 @@ async fn publish(longest: &Longest) {
 
 /// Has the last suspend told on the console. Context: any; lock-free.
 pub(crate) fn ask() {
-    WANTED.set();
+    ASKED.set();
+    NEWS.set();
 }
 
-/// Tells of suspends whenever it is asked to: of all that it has not told of and that are still there, or else of the last.
-pub(crate) async fn tell_when_asked() {
-    let mut told = 0;
+/// Writes what belongs in xenstore after each suspend, and tells of suspends whenever it is asked to: of all that it has not told
+/// of and that are still there, or else of the last.
+pub(crate) async fn task() {
+    let (mut published, mut told) = (0, 0);
     loop {
-        WANTED.wait().await;
+        NEWS.wait().await;
         let Some(kept) = TRACE.get() else {
             crate::say!("phases", suspend = 0, outcome = "untraced");
             continue;
         };
-        if kept.tell {
-            timer::sleep(SETTLE_NS).await;
+        let last = kept.rings.last_over();
+        if last > published {
+            published = last;
+            publish(kept, last).await;
         }
-        let last = kept.rings.last();
-        if last == 0 {
-            crate::say!("phases", suspend = 0, outcome = "none");
-            continue;
+        if ASKED.take() {
+            told = tell_since(kept, told).await;
         }
-        let first = last.min((told + 1).max(last.saturating_sub(KEPT as u64 - 1)));
-        for number in first..=last {
-            tell(kept, number).await;
-        }
-        told = last;
     }
+}
+
+/// Tells of the suspends after number `told`; returns the number of the last.
+async fn tell_since(kept: &Kept, told: u64) -> u64 {
+    if kept.tell {
+        timer::sleep(SETTLE_NS).await;
+    }
+    let last = kept.rings.last_over();
+    if last == 0 {
+        crate::say!("phases", suspend = 0, outcome = "none");
+        return last;
+    }
+    let first = last.min((told + 1).max(last.saturating_sub(KEPT as u64 - 1)));
+    for number in first..=last {
+        tell(kept, number).await;
+    }
+    last
 }
 
 fn remembered(kept: &Kept, number: u64) -> Option<Suspend> {

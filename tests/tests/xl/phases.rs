@@ -135,12 +135,13 @@ fn in_order(lane: &Lane, marks: &[Mark]) -> Result<()> {
 
 /// The longest times stand in xenstore, and are of a vCPU of this guest.
 fn in_xenstore(guest: &mut Guest<'_>, told: &Timeline) -> Result<()> {
-    let domid = domid(guest)?;
+    let script = format!("xenstore-ls /local/domain/{}/data/stasis", domid(guest)?);
+    let nodes = guest.command_ok(&script, guest.limits().command)?;
     for stage in ["quiesce", "gather", "stand", "suspended", "take_over", "restore", "prove"] {
-        let mut read = |key: &str| -> Result<u64> {
-            let script = format!("xenstore-read /local/domain/{domid}/data/stasis/stage_{stage}_{key}");
-            let value = guest.command_ok(&script, guest.limits().command)?;
-            value.trim().parse().with_context(|| format!("stage_{stage}_{key} is {value:?}"))
+        let read = |key: &str| -> Result<u64> {
+            let node = format!("stage_{stage}_{key} = \"");
+            let value = nodes.lines().find_map(|line| line.strip_prefix(&node)?.strip_suffix('"'));
+            value.and_then(|value| value.parse().ok()).with_context(|| format!("no number {node}…\" in\n{nodes}"))
         };
         let (ns, vcpu) = (read("ns")?, read("vcpu")?);
         ensure!(vcpu < u64::from(VCPUS), "stage_{stage}_vcpu is {vcpu}");

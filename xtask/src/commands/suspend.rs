@@ -33,6 +33,9 @@ pub struct SuspendOptions {
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     cycles: u32,
     /// Draw what each vCPU did when: suspend-N.svg in the logs directory, one for each suspend.
+    ///
+    /// The guest gets trace=suspend on its command line, and with that tsc_mode="native": where Xen traps the reading of the
+    /// TSC, as it does in the lab by default, phases of microseconds would be longer, or vanish.
     #[arg(long)]
     timeline: bool,
 }
