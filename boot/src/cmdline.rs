@@ -45,6 +45,8 @@ pub enum Workload {
     Idle,
     /// Timers and IPIs on every vcpu, checked; a memory pattern, verified after every resume.
     Heartbeat,
+    /// What a suspend costs a task on each vcpu, measured.
+    Blackout,
 }
 
 /// What is kept and told of when each vcpu reached what in a suspend, `trace=`.
@@ -146,8 +148,12 @@ impl<'a> Cmdline<'a> {
                     line.abi = choose(key, value, "2l|fifo", &[("2l", Abi::TwoLevel), ("fifo", Abi::Fifo)])?;
                 }
                 "workload" => {
-                    let choices = [("idle", Workload::Idle), ("heartbeat", Workload::Heartbeat)];
-                    line.workload = choose(key, value, "idle|heartbeat", &choices)?;
+                    let choices = [
+                        ("idle", Workload::Idle),
+                        ("heartbeat", Workload::Heartbeat),
+                        ("blackout", Workload::Blackout),
+                    ];
+                    line.workload = choose(key, value, "idle|heartbeat|blackout", &choices)?;
                 }
                 "suspend" => {
                     let choices = [("xenstore", SuspendVia::Xenstore), ("evtchn", SuspendVia::Evtchn)];

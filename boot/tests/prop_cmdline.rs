@@ -22,6 +22,7 @@ fn word() -> impl Strategy<Value = String> {
         Just("fifo".to_owned()),
         Just("idle".to_owned()),
         Just("heartbeat".to_owned()),
+        Just("blackout".to_owned()),
         Just("xenstore".to_owned()),
         Just("warn".to_owned()),
         "[a-z0-9_,=-]{0,6}",
@@ -42,7 +43,7 @@ fn is_name(name: &str) -> bool {
 fn takes(key: &str, value: &str) -> Option<bool> {
     Some(match key {
         "evtchn" => ["2l", "fifo"].contains(&value),
-        "workload" => ["idle", "heartbeat"].contains(&value),
+        "workload" => ["idle", "heartbeat", "blackout"].contains(&value),
         "suspend" => ["xenstore", "evtchn"].contains(&value),
         "log" => ["error", "warn", "info", "debug"].contains(&value),
         "test" => is_name(value),
@@ -70,6 +71,7 @@ proptest! {
                 prop_assert_eq!(line.bench, last("bench"));
                 prop_assert_eq!(line.abi == Abi::Fifo, last("evtchn") == Some("fifo"));
                 prop_assert_eq!(line.workload == Workload::Heartbeat, last("workload") == Some("heartbeat"));
+                prop_assert_eq!(line.workload == Workload::Blackout, last("workload") == Some("blackout"));
                 prop_assert_eq!(line.log == LogLevel::Warn, last("log") == Some("warn"));
             }
             (parsed, bad) => prop_assert!(false, "{parsed:?}, but {bad:?}"),

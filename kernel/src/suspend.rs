@@ -30,6 +30,7 @@ use xenbus::Store;
 use crate::cpus::{self, CpuError, Laggards, Placed};
 use crate::logfmt::Line;
 use crate::time::{Before, Rebased, TimeRecord};
+use crate::workload::Over;
 use crate::{console, control, devices, events, heap, memory, start_info, time, timer, trace, workload};
 
 /// How long xenstored may take to answer what is under way when a suspend is asked for.
@@ -53,6 +54,8 @@ struct Report {
     /// Guest time at the hypercall, and at the first instruction after it.
     suspended_ns: u64,
     back_ns: u64,
+    /// The hypercall by the TSC, which on one host goes on whatever clocks do.
+    held_ticks: u64,
 }
 
 /// Answers a request to suspend, which was seen at guest time `seen_ns` and has been acknowledged. Context: the control task,
@@ -60,6 +63,7 @@ struct Report {
 pub(crate) async fn serve(store: &'static Store, via: &str, seen_ns: u64) {
     crate::say!("suspend-request", via = via);
     trace::begin(seen_ns);
+    workload::before_suspend();
     let report = match timer::within(QUIET_LIMIT_NS, store.quiesce()).await {
         Ok(Ok(quiet)) => {
             trace::mark_here(Mark::Quiet);
@@ -112,7 +116,7 @@ async fn tell(seen_ns: u64, report: &Report) {
         line.field(key, &value);
     }
     console::print(&line);
-    workload::after_suspend();
+    workload::after_suspend(Over { outcome: report.outcome, prepare_ns, resume_ns, held_ticks: report.held_ticks });
     control::publish(&facts).await;
 }
 
@@ -143,7 +147,12 @@ fn run() -> Result<Report, Abort> {
         devices::connect();
         trace::mark(&masked, Mark::Connected);
     }
-    Ok(Report { outcome, suspended_ns: sequence.before.guest_ns, back_ns: sequence.back_ns })
+    Ok(Report {
+        outcome,
+        suspended_ns: sequence.before.guest_ns,
+        back_ns: sequence.back_ns,
+        held_ticks: sequence.back_tsc.saturating_sub(sequence.left_tsc),
+    })
 }
 
 /// What a step of the sequence failed on.
@@ -170,6 +179,8 @@ struct Sequence {
     /// Xen's wall clock at system time 0: it stands in `shared_info`, which is unmapped when it is wanted.
     wall_zero_ns: u64,
     before: Before,
+    /// The TSC at the last instruction before the hypercall.
+    left_tsc: u64,
     /// The TSC at the first instruction after the hypercall, and guest time then.
     back_tsc: u64,
     back_ns: u64,
@@ -178,7 +189,7 @@ struct Sequence {
 impl Sequence {
     fn new() -> Sequence {
         let before = Before::at(0, 0, 0);
-        Sequence { info: start_info::page(), wall_zero_ns: 0, before, back_tsc: 0, back_ns: 0 }
+        Sequence { info: start_info::page(), wall_zero_ns: 0, before, left_tsc: 0, back_tsc: 0, back_ns: 0 }
     }
 
     fn system_ns_at_return(&self) -> u64 {
@@ -237,6 +248,7 @@ impl Steps for Sequence {
         let guest_ns = time::now_ns();
         self.before = Before::at(guest_ns, time::system_ns(), self.wall_zero_ns);
         trace::suspending(masked);
+        self.left_tsc = time::tsc();
         // SAFETY: all others are parked in their loop. start_info has been canonicalised, and shared_info, the only frame that
         //   is not ours, is unmapped. No mfn is kept over the call but this argument.
         let outcome = unsafe { sched::suspend(self.info.mfn().get()) };

@@ -1,6 +1,8 @@
 //! What the kernel does once it is up.
 
 #[cfg(target_os = "none")]
+mod blackout;
+#[cfg(target_os = "none")]
 mod heartbeat;
 mod numbers;
 #[cfg(target_os = "none")]
@@ -8,6 +10,8 @@ mod pattern;
 
 #[cfg(target_os = "none")]
 use boot::Workload;
+#[cfg(target_os = "none")]
+use smp::Outcome;
 
 #[cfg(target_os = "none")]
 pub(crate) use heartbeat::{start_beating, wrong_and_beats_racy};
@@ -21,11 +25,30 @@ pub(crate) fn start(workload: Workload) {
             heartbeat::start();
             pattern::start();
         }
+        Workload::Blackout => blackout::start(),
     }
 }
 
-/// A restored or continued domain runs again: what is to be verified after that, is. Context: task.
+/// What is known of a suspend when every vcpu is alive again.
 #[cfg(target_os = "none")]
-pub(crate) fn after_suspend() {
+pub(crate) struct Over {
+    pub(crate) outcome: Outcome,
+    /// From the request to the hypercall, and from its return to here.
+    pub(crate) prepare_ns: u64,
+    pub(crate) resume_ns: u64,
+    /// The hypercall, in ticks of the TSC.
+    pub(crate) held_ticks: u64,
+}
+
+/// A suspend has been asked for. Context: task on vcpu 0.
+#[cfg(target_os = "none")]
+pub(crate) fn before_suspend() {
+    blackout::suspend_is_asked();
+}
+
+/// A restored or continued domain runs again: what is to be verified or told after that, is. Context: task on vcpu 0.
+#[cfg(target_os = "none")]
+pub(crate) fn after_suspend(over: Over) {
     pattern::verify();
+    blackout::suspend_is_over(over);
 }
