@@ -38,7 +38,7 @@ pub fn peer(progress: &dyn Progress) -> Result<Peer> {
     Ok(Peer { kernel: directory.join("vmlinux"), initramfs: directory.join("initramfs.cpio") })
 }
 
-/// The peer as it measures: the command line says what, by `peer.bench=` and `peer.n=`.
+/// The peer as it measures: the command line says what, by `peer.bench=` and `peer.n=`, or by `peer.downtime`.
 #[derive(Debug, Clone)]
 pub struct BenchPeer {
     /// Linux, as `kernel=` of an xl configuration.
@@ -49,22 +49,24 @@ pub struct BenchPeer {
     pub release: String,
 }
 
-/// The peer with the measuring module, which is compiled at first use.
+/// The peer with the measuring modules, which are compiled at first use.
 /// # Errors
-/// When packages cannot be downloaded or installed (with the command to run), or the module cannot be compiled.
+/// When packages cannot be downloaded or installed (with the command to run), or the modules cannot be compiled.
 pub fn bench_peer(progress: &dyn Progress) -> Result<BenchPeer> {
     let Peer { kernel, initramfs } = peer(progress)?;
-    progress.stage("preparing the peer's module");
+    progress.stage("preparing the peer's modules");
     let versions = kernel.with_file_name("versions");
     let text = std::fs::read_to_string(&versions).with_context(|| format!("reading {}", versions.display()))?;
     let built_for = Kernel::among(&text).with_context(|| format!("{} names no kernel", versions.display()))?;
     let cache = Cache::open(&cache::directory(), progress)?;
-    let module = module::module(&cache, &built_for, progress)?;
+    let modules = module::modules(&cache, &built_for, progress)?;
     let mut archive = std::fs::read(&initramfs).with_context(|| format!("reading {}", initramfs.display()))?;
     // Of two files with one name the kernel keeps the later.
     let mut overlay = cpio::Archive::default();
     overlay.file("init", 0o755, include_bytes!("peer/bench/init.sh"));
-    overlay.file("bench.ko", 0o644, &std::fs::read(module).context("reading the peer's module")?);
+    for name in module::MODULES {
+        overlay.file(name, 0o644, &std::fs::read(modules.join(name)).with_context(|| format!("reading {name}"))?);
+    }
     archive.extend(overlay.finish());
     progress.finished();
     Ok(BenchPeer { kernel, initramfs: archive, release: built_for.release })

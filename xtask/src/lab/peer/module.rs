@@ -1,9 +1,9 @@
-//! Compiles the peer's measuring module for the peer's very kernel.
+//! Compiles the peer's measuring modules for the peer's very kernel.
 //!
-//! Owns the way from the sources in `bench/` to `bench.ko`. Debian's headers, kbuild's programs and compiler flags of the
+//! Owns the way from the sources in `bench/` to `bench.ko` and `downtime.ko`. Debian's headers, kbuild's programs and compiler flags of the
 //! version that the peer boots are unpacked beside it, not installed: a machine's own kernel may be another one, and its headers
 //! are not ours to change. Their one absolute path is made relative. Afterwards they are removed, since they are 13000 files
-//! that only a changed source would need. The module is named by a hash of its sources and of the kernel's version.
+//! that only a changed source would need. They are named by a hash of its sources and of the kernel's version.
 //!
 //! Turned down: DKMS and installed headers (root, and tied to the machine's kernel), and a kernel of our own with the benches
 //! built in, which nobody runs.
@@ -19,9 +19,10 @@ use super::super::cache::Cache;
 use super::super::command;
 use crate::host::Progress;
 
-const SOURCES: [(&str, &str); 4] = [
-    ("Kbuild", "obj-m := bench.o\n"),
+const SOURCES: [(&str, &str); 5] = [
+    ("Kbuild", "obj-m := bench.o downtime.o\n"),
     ("bench.c", include_str!("bench/bench.c")),
+    ("downtime.c", include_str!("bench/downtime.c")),
     ("guest.h", include_str!("bench/guest.h")),
     ("histogram.h", include_str!("bench/histogram.h")),
 ];
@@ -67,8 +68,11 @@ impl Kernel {
     }
 }
 
-/// The compiled module.
-pub(super) fn module(cache: &Cache, kernel: &Kernel, progress: &dyn Progress) -> Result<PathBuf> {
+/// The modules, compiled.
+pub(super) const MODULES: [&str; 2] = ["bench.ko", "downtime.ko"];
+
+/// The directory that holds [`MODULES`].
+pub(super) fn modules(cache: &Cache, kernel: &Kernel, progress: &dyn Progress) -> Result<PathBuf> {
     let of_kernel = hash_on(hash_on(HASH_START, &kernel.release), &kernel.version);
     let hash = SOURCES.iter().fold(of_kernel, |hash, (_, text)| hash_on(hash, text));
     let directory = cache.artefact(&format!("peer-bench-{hash:016x}"), |directory| {
@@ -76,11 +80,11 @@ pub(super) fn module(cache: &Cache, kernel: &Kernel, progress: &dyn Progress) ->
         progress.note(&format!("downloading the headers of Linux {}", kernel.release));
         let root = directory.join("root");
         let headers = fetch(cache, kernel, &root, progress)?;
-        progress.note("compiling the peer's module");
+        progress.note("compiling the peer's modules");
         build(&headers, directory)?;
         std::fs::remove_dir_all(&root).context("removing the unpacked headers")
     })?;
-    Ok(directory.join("bench.ko"))
+    Ok(directory)
 }
 
 /// Unpacks the headers in `root`; where in there modules are built from.
@@ -117,7 +121,7 @@ fn build(headers: &Path, directory: &Path) -> Result<()> {
     // A make that runs us would hand its flags down.
     make.env_remove("MAKEFLAGS").env_remove("MFLAGS").env("LC_ALL", "C").current_dir(headers);
     make.arg(format!("M={}", directory.display())).arg("modules");
-    command::output("compiling the peer's module", &mut make).map(|_| ())
+    command::output("compiling the peer's modules", &mut make).map(|_| ())
 }
 
 #[cfg(test)]
