@@ -3,6 +3,7 @@
 //! Owns the names of the benches. Pure, all of it: text and figures in, text out; booting is `commands::bench`'s. Turned
 //! down: judging raw samples here; a guest tells a histogram, since a console is slow and samples are many.
 
+pub mod downtime;
 pub mod record;
 pub mod said;
 pub mod table;

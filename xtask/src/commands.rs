@@ -4,6 +4,8 @@
 //! command is a function from its options to a result; exit codes are `main`'s.
 
 pub mod bench;
+mod bench_downtime;
+mod bench_downtime_guests;
 mod bench_guests;
 pub mod check;
 pub mod direct;

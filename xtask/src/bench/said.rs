@@ -178,7 +178,7 @@ impl Listener {
 }
 
 /// The line, if it is this side's. Both sides' syntax is the same after the first word.
-fn parse(side: Side, text: &str) -> Option<Result<Line, logfmt::Broken>> {
+pub(super) fn parse(side: Side, text: &str) -> Option<Result<Line, logfmt::Broken>> {
     match side {
         Side::Stasis => Line::parse(text),
         Side::Linux => Line::parse(&format!("{}{}", logfmt::PREFIX, text.strip_prefix(side.prefix())?)),
@@ -219,11 +219,11 @@ fn figures(line: &Line) -> Result<Figures, String> {
     Ok(figures)
 }
 
-fn value<'a>(line: &'a Line, key: &str) -> Result<&'a str, String> {
+pub(super) fn value<'a>(line: &'a Line, key: &str) -> Result<&'a str, String> {
     line.get(key).ok_or_else(|| format!("no {key}="))
 }
 
-fn number(line: &Line, key: &str) -> Result<u64, String> {
+pub(super) fn number(line: &Line, key: &str) -> Result<u64, String> {
     let text = value(line, key)?;
     text.parse().map_err(|_| format!("{key}={text} is no number"))
 }

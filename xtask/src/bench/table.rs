@@ -46,7 +46,8 @@ impl Spread {
         Some(Spread { median, least, greatest })
     }
 
-    fn show(self, digits: usize) -> String {
+    /// In words, with so many decimals; the ends where they differ.
+    pub(super) fn show(self, digits: usize) -> String {
         let Spread { median, least, greatest } = self;
         if least == greatest {
             return format!("{median:.digits$}");

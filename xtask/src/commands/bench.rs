@@ -11,8 +11,9 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 
+use super::bench_downtime::{self, DowntimeOptions};
 use super::bench_guests::{Guests, Shape, direct};
 use super::{Session, relative};
 use crate::bench::record::{Circumstances, record};
@@ -28,7 +29,7 @@ const LIMIT: Duration = Duration::from_secs(1200);
 
 /// Whom to compare with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Against {
+pub(super) enum Against {
     /// Debian's Linux as a PV guest, with a module that measures the same.
     Linux,
 }
@@ -52,9 +53,26 @@ impl Abis {
     }
 }
 
+/// What is measured by more than one guest's benches.
+#[derive(Clone, Debug, Subcommand)]
+enum Apart {
+    /// Suspend guests in every way, and measure what it costs their tasks; with --against linux Linux' too, and compare.
+    ///
+    /// In each guest a task on every vCPU reads the clock every 200 us. Shown, for each number of vCPUs, way and scheduler: how long
+    /// all others take to stop, the largest gap that any task saw (the blackout), what of it is not the time that Xen and the
+    /// toolstack held the domain, what the guest itself needed, and that time; medians over the rounds, their spread, ratios.
+    /// Every vCPU's figures are left in target/bench/ as JSON, with a plot for each scheduler. Real time says something only
+    /// on a machine that does nothing else. Three rounds of all take half an hour for each scheduler on two processors;
+    /// `--vcpus 2,4 --rounds 1` takes minutes.
+    Downtime(DowntimeOptions),
+}
+
 /// Options of the command.
 #[derive(Clone, Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct BenchOptions {
+    #[command(subcommand)]
+    apart: Option<Apart>,
     /// What to measure, with spaces or commas between; everything where nothing is named.
     ///
     /// null-hypercall, self-event, self-event-return, drain, ipi-call, ipi-broadcast, event-other, timer-busy, storm, and
@@ -96,6 +114,9 @@ fn name(text: &str) -> Result<String, String> {
 /// # Errors
 /// When a guest fails, tells something that cannot be true, or does not come to an end.
 pub fn run(options: &BenchOptions) -> Result<()> {
+    if let Some(Apart::Downtime(options)) = &options.apart {
+        return bench_downtime::run(options);
+    }
     let plan = Plan::of(options)?;
     let session = Session::start("bench", options.logs)?;
     let outcome = all_of_it(&session, &plan);

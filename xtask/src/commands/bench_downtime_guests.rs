@@ -1,0 +1,286 @@
+//! The guests of `cargo xtask bench downtime`: each is booted, measures its rendezvous, and is then suspended in every way asked for.
+//!
+//! Owns what both sides have in common, so that they can be compared: the same vCPUs and memory, on all processors of the machine,
+//! which they share with dom0 as guests do; the TSC as it is; the same commands. Turned down: `drive::guest`, which knows what stasis
+//! says and nothing of another guest.
+
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use crate::bench::Side;
+use crate::bench::downtime::said::{Heard, Listener};
+use crate::bench::downtime::{Boot, Sched, Stops, Suspended};
+use crate::drive::cycles::Kind;
+use crate::drive::domain::Domain;
+use crate::drive::guest::explained;
+use crate::drive::watch::{Failure, Watch};
+use crate::host::{Host, info_value};
+use crate::lab::BenchPeer;
+use crate::xlcfg::GuestConfig;
+
+/// The rest of a dying guest's words.
+const DYING: Duration = Duration::from_secs(5);
+
+/// An `xl` command that moves no memory.
+const COMMAND: Duration = Duration::from_secs(60);
+
+/// One guest, to be booted and suspended.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Task<'t> {
+    pub(super) sched: Sched,
+    pub(super) round: u32,
+    pub(super) vcpus: u32,
+    pub(super) memory_mib: u32,
+    pub(super) side: Side,
+    pub(super) operations: &'t [Kind],
+}
+
+/// Told of what is measured as it comes.
+pub(super) enum News<'n> {
+    Stops(&'n Stops),
+    Suspends(Kind),
+    Suspended(Kind, &'n Suspended),
+}
+
+type OnNews<'a> = &'a mut dyn FnMut(News<'_>);
+
+/// Where the guests' files are in dom0.
+#[derive(Debug)]
+struct Files {
+    stasis: String,
+    /// Kernel and initramfs; `None` where stasis is alone.
+    linux: Option<(String, String)>,
+}
+
+/// The guests' files in a dom0, ready to be booted.
+pub(super) struct Guests<'h> {
+    host: &'h mut dyn Host,
+    /// Stasis on this machine, for backtraces.
+    image: PathBuf,
+    files: Files,
+    /// What a boot, a command or an answer may take.
+    limit: Duration,
+}
+
+impl<'h> Guests<'h> {
+    /// Puts everything into dom0.
+    pub(super) fn put(
+        host: &'h mut dyn Host,
+        image: &Path,
+        peer: Option<&BenchPeer>,
+        limit: Duration,
+    ) -> Result<Guests<'h>> {
+        let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+        let stasis = host.put("stasis.elf", &read(image)?)?;
+        let linux = match peer {
+            None => None,
+            Some(peer) => {
+                let kernel = host.put("peer-vmlinux", &read(&peer.kernel)?)?;
+                Some((kernel, host.put("peer-initramfs", &peer.initramfs)?))
+            }
+        };
+        Ok(Guests { host, image: image.to_owned(), files: Files { stasis, linux }, limit })
+    }
+
+    /// Ticks of the TSC in a millisecond as Xen has measured it, for all guests alike.
+    ///
+    /// # Errors
+    /// When Xen does not run under `sched`, or does not say what is asked.
+    pub(super) fn tsc_khz(&mut self, sched: Sched) -> Result<u64> {
+        let info = self.host.sh("xl info", COMMAND)?.expect_ok("xl info")?;
+        let running = info_value(&info, "xen_scheduler");
+        if running != sched.name() {
+            bail!("Xen was to run under sched={}, and says it runs under {running}", sched.name());
+        }
+        khz(info_value(&info, "cpu_mhz")).with_context(|| format!("`xl info` tells no cpu_mhz:\n{info}"))
+    }
+
+    /// Boots one guest, suspends it, and destroys it.
+    pub(super) fn run(&mut self, task: Task<'_>, on_news: OnNews<'_>) -> Result<Boot> {
+        let Task { sched, round, vcpus, side, operations, .. } = task;
+        // A name of its own: what the last one still says on its way out is not heard.
+        let name = format!("{}-{vcpus}-{round}", side.name());
+        let path = self.host.put(&format!("{name}.cfg"), config(&self.files, task, &name)?.as_bytes())?;
+        self.host.follow(&name)?;
+        let mut domain = Domain::new(&mut *self.host, &name);
+        domain.host().sh(&format!("xl create {path}"), self.limit)?.expect_ok("xl create")?;
+        let mut ear = Ear::new(side, vcpus, self.image.clone());
+        let stops = ear.wait(&mut domain, self.limit, "it is ready to be suspended", |heard| match heard {
+            Heard::Ready(stops) => Some(stops),
+            _ => None,
+        })?;
+        on_news(News::Stops(&stops));
+        let mut suspends = Vec::new();
+        for kind in operations.iter().copied() {
+            on_news(News::Suspends(kind));
+            let suspended = self.limit;
+            let suspended = suspend(&mut domain, &mut ear, kind, suspended).with_context(|| kind.name())?;
+            on_news(News::Suspended(kind, &suspended));
+            suspends.push((kind, suspended));
+        }
+        Ok(Boot { sched, round, vcpus, side, stops, suspends })
+    }
+}
+
+/// One suspend, until the guest has told what it cost.
+fn suspend(domain: &mut Domain<'_>, ear: &mut Ear, kind: Kind, limit: Duration) -> Result<Suspended> {
+    let script = kind.script(domain.name());
+    let exit = domain.host().sh(&script, limit)?;
+    if !exit.ok() {
+        // A guest that died explains the command's failure, and not the other way round.
+        ear.drain(domain)?;
+        bail!("xl failed with exit code {}:\n{}\nlast words:\n{}", exit.code, exit.output.trim_end(), ear.words());
+    }
+    let suspended = ear.wait(domain, limit, "it tells what the suspend cost", |heard| match heard {
+        Heard::Suspended(suspended) => Some(suspended),
+        _ => None,
+    })?;
+    if suspended.continued != kind.continues() {
+        bail!(
+            "the guest {} in a domain of its own",
+            if suspended.continued { "did not come back" } else { "came back" }
+        );
+    }
+    Ok(suspended)
+}
+
+/// `2399.998` MHz in kHz.
+fn khz(mhz: &str) -> Option<u64> {
+    let (whole, part) = mhz.split_once('.').unwrap_or((mhz, "0"));
+    let part: u64 = format!("{part:0<3}").get(..3)?.parse().ok()?;
+    let whole: u64 = whole.parse().ok()?;
+    (whole > 0).then_some(whole * 1000 + part)
+}
+
+/// One guest's file for xl.
+fn config(files: &Files, task: Task<'_>, name: &str) -> Result<String> {
+    let (kernel, cmdline, ramdisk) = match (task.side, &files.linux) {
+        (Side::Stasis, _) => (&files.stasis, "workload=blackout".to_owned(), None),
+        (Side::Linux, Some((kernel, ramdisk))) => {
+            // A time before each line would hide whose it is.
+            (kernel, "console=hvc0 loglevel=6 printk.time=0 peer.downtime".to_owned(), Some(ramdisk))
+        }
+        (Side::Linux, None) => bail!("there is no Linux to boot"),
+    };
+    let Task { vcpus, memory_mib, .. } = task;
+    let config = GuestConfig { name: name.to_owned(), kernel: kernel.clone(), vcpus, memory_mib, cmdline };
+    let mut text = config.render();
+    // The TSC of the host for both, before and after: Xen would trap each RDTSC otherwise.
+    text.push_str("tsc_mode = \"native\"\n");
+    if let Some(ramdisk) = ramdisk {
+        text.push_str(&format!("ramdisk = \"{ramdisk}\"\n"));
+    }
+    Ok(text)
+}
+
+/// Listens to one guest: what it measures, and whether it dies over it.
+struct Ear {
+    side: Side,
+    listener: Listener,
+    /// Judges stasis only; Linux speaks another language.
+    watch: Watch,
+    image: PathBuf,
+    /// The newest lines of Linux.
+    last_words: Vec<String>,
+}
+
+impl Ear {
+    fn new(side: Side, vcpus: u32, image: PathBuf) -> Ear {
+        Ear { side, listener: Listener::new(side, vcpus), watch: Watch::new(vcpus), image, last_words: Vec::new() }
+    }
+
+    /// Hears lines until `pick` takes something of them.
+    fn wait<T>(
+        &mut self,
+        domain: &mut Domain<'_>,
+        limit: Duration,
+        what: &str,
+        mut pick: impl FnMut(Heard) -> Option<T>,
+    ) -> Result<T> {
+        let end = Instant::now() + limit;
+        let name = domain.name().to_owned();
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let patience = if self.watch.dying().is_some() { left.min(DYING) } else { left };
+            match domain.host().lines().recv_timeout(patience) {
+                Ok(line) if line.domain == name => {
+                    if let Some(picked) = pick(self.take(&line.text)?) {
+                        return Ok(picked);
+                    }
+                }
+                Ok(_) => {}
+                Err(why) => return Err(self.silence(why, what, limit)),
+            }
+        }
+    }
+
+    /// Hears what has been said already, and a dying guest out.
+    fn drain(&mut self, domain: &mut Domain<'_>) -> Result<()> {
+        let name = domain.name().to_owned();
+        loop {
+            let patience = if self.watch.dying().is_some() { DYING } else { Duration::ZERO };
+            match domain.host().lines().recv_timeout(patience) {
+                Ok(line) if line.domain == name => drop(self.take(&line.text)?),
+                Ok(_) => {}
+                Err(_) => {
+                    return self
+                        .watch
+                        .dying()
+                        .map_or(Ok(()), |panic| Err(self.explained(Failure::Panic(panic.clone()))));
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, line: &str) -> Result<Heard> {
+        match self.side {
+            Side::Stasis => {
+                if let Err(failure) = self.watch.take(line) {
+                    return Err(self.explained(failure));
+                }
+            }
+            Side::Linux => {
+                const KEPT: usize = 30;
+                let more = (self.last_words.len() + 1).saturating_sub(KEPT);
+                self.last_words.drain(..more);
+                self.last_words.push(line.to_owned());
+            }
+        }
+        match self.listener.take(line)? {
+            Heard::Wrong(line) => bail!("the guest could not do it: {line}; its last words:\n{}", self.words()),
+            heard => Ok(heard),
+        }
+    }
+
+    fn silence(&self, why: RecvTimeoutError, what: &str, limit: Duration) -> anyhow::Error {
+        if let Some(panic) = self.watch.dying() {
+            return self.explained(Failure::Panic(panic.clone()));
+        }
+        let why = match why {
+            RecvTimeoutError::Timeout => format!("waited {} s until {what}, in vain", limit.as_secs()),
+            RecvTimeoutError::Disconnected => "the place where the guest ran has ended".to_owned(),
+        };
+        anyhow!("{why}; its last words:\n{}", self.words())
+    }
+
+    fn explained(&self, failure: Failure) -> anyhow::Error {
+        explained(failure, Some(&self.image), &format!("last words:\n{}", self.words()))
+    }
+
+    fn words(&self) -> String {
+        match self.side {
+            Side::Stasis => self.watch.last_words().collect::<Vec<_>>().join("\n"),
+            Side::Linux => self.last_words.join("\n"),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "bench_downtime_fake.rs"]
+mod tests;
