@@ -11,7 +11,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
 use super::bench::Against;
@@ -120,6 +120,8 @@ struct Book {
     /// Without the extension.
     path: PathBuf,
     boots: Vec<Boot>,
+    /// Boots that came to nothing.
+    failed: Vec<String>,
 }
 
 impl Book {
@@ -132,6 +134,7 @@ impl Book {
             circumstances: Circumstances { places: Vec::new(), tsc_khz: 0, memory_mib },
             path,
             boots: Vec::new(),
+            failed: Vec::new(),
         })
     }
 
@@ -169,10 +172,18 @@ fn all_of_it(session: &Session, options: &DowntimeOptions) -> Result<String> {
     };
     let mut book = Book::open(options.memory)?;
     for sched in options.sched.all() {
-        under(session, options, *sched, &image, peer.as_ref(), &mut book)?;
+        if let Err(error) = under(session, options, *sched, &image, peer.as_ref(), &mut book) {
+            session.terminal.abandon();
+            session.terminal.say(&book.closing(options.sched.all())?);
+            return Err(error);
+        }
     }
     session.terminal.finished();
-    book.closing(options.sched.all())
+    let closing = book.closing(options.sched.all())?;
+    if !book.failed.is_empty() {
+        bail!("{closing}\nnot measured, for reasons told above: {}", book.failed.join("; "));
+    }
+    Ok(closing)
 }
 
 /// All that is measured under one scheduler, in one machine.
@@ -226,7 +237,16 @@ fn under(
                 };
                 let memory_mib = options.memory;
                 let task = Task { sched, round, vcpus, memory_mib, side, operations: &operations };
-                book.add(guests.run(task, &mut show).with_context(|| which.clone())?)?;
+                match guests.run(task, &mut show).with_context(|| which.clone()) {
+                    Ok(boot) => book.add(boot)?,
+                    // An hour of figures is not to be lost over one guest; but the run has failed.
+                    Err(error) if guests.are_at_home() => {
+                        terminal.abandon();
+                        terminal.say(&format!("{error:#}"));
+                        book.failed.push(which);
+                    }
+                    Err(error) => return Err(error),
+                }
             }
         }
     }

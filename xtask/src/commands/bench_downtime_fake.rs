@@ -63,6 +63,7 @@ impl FakeHost {
     fn suspends(&mut self, continues: bool) -> Exit {
         if self.fault == Fault::Panics {
             self.says("panic cpu=1 msg=\"no way\" at=smp/src/x.rs:9");
+            self.says("shutdown reason=crash");
             return exit(1, "Domain did not respond");
         }
         if self.fault == Fault::XlFails {

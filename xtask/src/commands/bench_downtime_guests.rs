@@ -101,6 +101,11 @@ impl<'h> Guests<'h> {
         khz(info_value(&info, "cpu_mhz")).with_context(|| format!("`xl info` tells no cpu_mhz:\n{info}"))
     }
 
+    /// Whether there is still a dom0 to boot the next one in.
+    pub(super) fn are_at_home(&mut self) -> bool {
+        self.host.sh("xl list", COMMAND).is_ok_and(|exit| exit.ok())
+    }
+
     /// Boots one guest, suspends it, and destroys it.
     pub(super) fn run(&mut self, task: Task<'_>, on_news: OnNews<'_>) -> Result<Boot> {
         let Task { sched, round, vcpus, side, operations, .. } = task;
@@ -119,8 +124,7 @@ impl<'h> Guests<'h> {
         let mut suspends = Vec::new();
         for kind in operations.iter().copied() {
             on_news(News::Suspends(kind));
-            let suspended = self.limit;
-            let suspended = suspend(&mut domain, &mut ear, kind, suspended).with_context(|| kind.name())?;
+            let suspended = suspend(&mut domain, &mut ear, kind, self.limit).with_context(|| kind.name())?;
             on_news(News::Suspended(kind, &suspended));
             suspends.push((kind, suspended));
         }

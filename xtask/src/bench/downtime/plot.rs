@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 use anyhow::{Result, anyhow};
+use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint};
 use plotters::prelude::*;
 
 use super::super::Side;
@@ -17,6 +18,12 @@ use crate::drive::cycles::Kind;
 
 /// Above and below.
 const FIGURES: [What; 2] = [What::Blackout, What::SaidOfGuest];
+
+/// What stands for no time at all, which has no logarithm.
+const NEXT_TO_NOTHING_MS: f64 = 1e-3;
+
+/// Who is drawn how.
+const SIDES: [(Side, RGBColor); 2] = [(Side::Stasis, BLUE), (Side::Linux, RED)];
 
 /// Of one panel.
 const SIZE: (u32, u32) = (420, 320);
@@ -54,7 +61,13 @@ pub fn svg(rows: &[Row], sched: Sched) -> Result<Option<String>> {
     {
         let root = SVGBackend::with_string(&mut text, (SIZE.0 * wide, SIZE.1 * high + 40)).into_drawing_area();
         root.fill(&WHITE).map_err(failed)?;
-        let heading = format!("Suspends under {}: stasis and Linux", sched.name());
+        // What each colour means stands once, where no line comes.
+        let measured = SIDES.iter().filter(|(side, _)| rows.iter().any(|row| of_side(row, *side).is_some()));
+        for ((side, colour), place) in measured.zip(0..) {
+            let style = ("sans-serif", 18).into_font().color(colour);
+            root.draw(&Text::new(side.name(), (16 + 80 * place, 12), style)).map_err(failed)?;
+        }
+        let heading = format!("Suspends under {}", sched.name());
         let root = root.titled(&heading, ("sans-serif", 22)).map_err(failed)?;
         let areas = root.split_evenly((panels.len(), across));
         for (line, panels) in areas.chunks(across).zip(&panels) {
@@ -90,55 +103,86 @@ fn draw<B: DrawingBackend>(
     title: &str,
     rows: &[&Row],
 ) -> Result<(), DrawingAreaErrorKind<B::ErrorType>> {
-    let sides = [(Side::Stasis, BLUE), (Side::Linux, RED)];
     let spreads: Vec<Spread> = rows.iter().flat_map(|row| [row.stasis, row.linux]).flatten().collect();
-    // A logarithm has no zero.
-    let least = spreads.iter().map(|s| s.least).fold(f64::INFINITY, f64::min).max(1e-3);
+    let least = spreads.iter().map(|s| s.least).fold(f64::INFINITY, f64::min).max(NEXT_TO_NOTHING_MS);
     let most = spreads.iter().map(|s| s.greatest).fold(least, f64::max);
-    let vcpus = rows.iter().map(|row| f64::from(row.vcpus));
-    let (fewest, many) = vcpus.fold((f64::INFINITY, 1.0), |(low, high): (f64, f64), n| (low.min(n), high.max(n)));
+    let vcpus: Vec<f64> = rows.iter().map(|row| f64::from(row.vcpus).log2()).collect();
+    let (fewest, many) = vcpus.iter().fold((f64::INFINITY, 0.0_f64), |(low, high), n| (low.min(*n), high.max(*n)));
+    let decades = least.log10().floor()..most.log10().ceil().max(least.log10().floor() + 1.0);
     let mut chart = ChartBuilder::on(area)
         .caption(title, ("sans-serif", 15))
         .margin(8)
-        .x_label_area_size(30)
-        .y_label_area_size(60)
-        .build_cartesian_2d(around(fewest, many).log_scale().base(2.0), around(least, most).log_scale())?;
+        .x_label_area_size(32)
+        .y_label_area_size(56)
+        .build_cartesian_2d(
+            Axis { range: fewest - 0.3..many + 0.3, marks: vcpus },
+            Axis { range: decades.clone(), marks: marks(decades) },
+        )?;
     chart
         .configure_mesh()
+        .light_line_style(TRANSPARENT)
         .x_desc("vCPUs")
         .y_desc("ms")
-        .x_label_formatter(&|n| format!("{n:.0}"))
-        .y_label_formatter(&|ms| shown(*ms))
+        .x_label_formatter(&|n| format!("{:.0}", n.exp2()))
+        .y_label_formatter(&|ms| significant(10_f64.powf(*ms)).to_string())
         .draw()?;
-    for (side, colour) in sides {
+    for (side, colour) in SIDES {
         let points: Vec<(f64, Spread)> =
-            rows.iter().filter_map(|row| Some((f64::from(row.vcpus), of_side(row, side)?))).collect();
+            rows.iter().filter_map(|row| Some((f64::from(row.vcpus).log2(), of_side(row, side)?))).collect();
         if points.is_empty() {
             continue;
         }
-        let at = |ms: f64| ms.max(1e-3);
-        chart
-            .draw_series(LineSeries::new(points.iter().map(|(n, s)| (*n, at(s.median))), colour.stroke_width(2)))?
-            .label(side.name())
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
+        let at = |ms: f64| ms.max(NEXT_TO_NOTHING_MS).log10();
+        chart.draw_series(LineSeries::new(points.iter().map(|(n, s)| (*n, at(s.median))), colour.stroke_width(2)))?;
         chart.draw_series(
             points.iter().map(|(n, s)| {
-                ErrorBar::new_vertical(*n, at(s.least), at(s.median), at(s.greatest), colour.filled(), 6)
+                ErrorBar::new_vertical(*n, at(s.least), at(s.median), at(s.greatest), colour.filled(), 8)
             }),
         )?;
     }
-    chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.3)).draw()?;
     Ok(())
 }
 
-/// A range with some room on either side.
-fn around(low: f64, high: f64) -> std::ops::Range<f64> {
-    low / 1.5..high * 1.5
+/// An axis of logarithms, with all of its marks. plotters' own have as many marks as fit, at round steps of what is not shown.
+struct Axis {
+    range: std::ops::Range<f64>,
+    marks: Vec<f64>,
 }
 
-/// A time on the axis: no more digits than it takes.
-fn shown(ms: f64) -> String {
-    if ms >= 1.0 { format!("{ms:.0}") } else { format!("{ms}") }
+impl Ranged for Axis {
+    type FormatOption = DefaultFormatting;
+    type ValueType = f64;
+
+    #[expect(clippy::cast_possible_truncation, reason = "a place in the picture")]
+    fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
+        let part = (value - self.range.start) / (self.range.end - self.range.start);
+        limit.0 + (part * f64::from(limit.1 - limit.0)).round() as i32
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, _hint: Hint) -> Vec<f64> {
+        self.marks.clone()
+    }
+
+    fn range(&self) -> std::ops::Range<f64> {
+        self.range.clone()
+    }
+}
+
+/// 1, 2 and 5 of each decade, or each decade alone where there are many; as logarithms, like the range.
+fn marks(decades: std::ops::Range<f64>) -> Vec<f64> {
+    let steps: &[f64] = if decades.end - decades.start > 3.0 { &[1.0] } else { &[1.0, 2.0, 5.0] };
+    let mut marks = Vec::new();
+    let mut decade = decades.start;
+    while decade <= decades.end {
+        marks.extend(steps.iter().map(|step| decade + step.log10()).filter(|mark| *mark <= decades.end));
+        decade += 1.0;
+    }
+    marks
+}
+
+/// A mark of the axis without what arithmetic has left behind it.
+fn significant(ms: f64) -> f64 {
+    if ms >= 1.0 { ms.round() } else { (ms * 1e6).round() / 1e6 }
 }
 
 #[cfg(test)]
@@ -195,6 +239,14 @@ mod tests {
         assert_eq!(svg(&[row(What::Stopped, None, 2, 1.0, 1.0)], Sched::Credit).expect("no error"), None);
         let alone = Row { linux: None, ratio: None, ..row(What::Stopped, None, 2, 1.0, 1.0) };
         let text = svg(&[alone], Sched::Credit2).expect("it can be drawn").expect("one point is something");
-        assert!(text.contains("stasis") && !text.contains(">linux"), "a side that was not measured has no line");
+        assert!(text.contains("stasis") && !text.contains("\nlinux"), "a side that was not measured has no line");
+    }
+
+    #[test]
+    fn marks_are_round_numbers() {
+        let of =
+            |low, high| marks(low..high).into_iter().map(|mark| significant(10_f64.powf(mark))).collect::<Vec<_>>();
+        assert_eq!(of(-1.0, 1.0), [0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0]);
+        assert_eq!(of(-2.0, 2.0), [0.01, 0.1, 1.0, 10.0, 100.0]);
     }
 }
