@@ -51,6 +51,7 @@ fn ladder() -> Vec<(String, Step)> {
         step(&format!("mixed::{abi}"), Box::new(move |place| steps::mixed(place, &words, 8, 64)));
     }
     step("mixed::fifo_33_vcpus", Box::new(|place| steps::mixed(place, "evtchn=fifo", 33, 64)));
+    step("blackout", Box::new(steps::blackout));
     step("trouble::receiver_never_answers", Box::new(trouble::receiver_never_answers));
     step("trouble::receiver_killed", Box::new(trouble::receiver_killed));
     step("trouble::garbage_request", Box::new(trouble::garbage_request));

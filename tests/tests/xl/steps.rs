@@ -41,6 +41,34 @@ pub(crate) fn mixed(place: &mut Place, words: &str, vcpus: u32, memory_mib: u32)
     })
 }
 
+/// Under workload=blackout every suspend's cost is told: of each vCPU, and none of them shorter than the hypercall.
+pub(crate) fn blackout(place: &mut Place) -> Result<()> {
+    const VCPUS: u32 = 3;
+    place.with_guest_of("workload=blackout", VCPUS, 32, |guest| {
+        let limit = guest.limits().boot;
+        guest.wait_for("its tasks to read the clock", limit, |said| {
+            (said.line.event == "blackout-ready").then_some(())
+        })?;
+        for (kind, outcome) in [(Kind::Checkpoint, "continued"), (Kind::SaveRestore, "resumed")] {
+            suspend(guest, kind, Expect { heartbeat: false })?;
+            let mut gaps: Vec<u64> = Vec::new();
+            let line = guest.wait_for("what the suspend cost", limit, |said| match said.line.event.as_str() {
+                "blackout-gaps" => {
+                    let listed = said.line.get("gaps").unwrap_or_default().split(',');
+                    gaps.extend(listed.filter_map(|gap| gap.parse::<u64>().ok()));
+                    None
+                }
+                "blackout" => Some(said.line.clone()),
+                _ => None,
+            })?;
+            let held: u64 = line.get("held").and_then(|held| held.parse().ok()).context("no held= in ticks")?;
+            ensure!(line.get("outcome") == Some(outcome), "{line} after {}", kind.name());
+            ensure!(gaps.len() == VCPUS as usize && gaps.iter().all(|gap| *gap >= held), "gaps {gaps:?} of {line}");
+        }
+        guest.power_off()
+    })
+}
+
 /// `xl shutdown -w` is answered and waited for.
 pub(crate) fn shutdown(place: &mut Place) -> Result<()> {
     place.with_guest(2, 32, |guest| {

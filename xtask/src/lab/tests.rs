@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::bench::Side;
+use crate::bench::downtime;
 use crate::bench::said::{Heard, Listener};
 
 /// Prints each step with its time.
@@ -162,6 +163,40 @@ fn debians_xen_saves_and_restores_but_has_no_log_dirty() {
     linux.create();
     linux.ok("xl save linux /var/lib/xen/linux.save && xl restore /var/lib/xen/linux.save");
     linux.beats(5);
+}
+
+#[test]
+#[ignore = "boots Xen: the layer lab"]
+fn linux_tells_what_its_suspends_cost() {
+    let mut linux = Linux::boot("downtime", false);
+    let peer = bench_peer(&linux.clock).expect("the modules are compiled");
+    let kernel = linux.lab.put("vmlinuz", &std::fs::read(peer.kernel).expect("cached")).expect("put");
+    let ramdisk = linux.lab.put("initramfs", &peer.initramfs).expect("put");
+    let config = format!(
+        "name=\"linux\"\ntype=\"pv\"\nkernel=\"{kernel}\"\nramdisk=\"{ramdisk}\"\nmemory=128\nvcpus=2\ntsc_mode=\"native\"\n\
+         extra=\"console=hvc0 loglevel=6 printk.time=0 peer.downtime\"\n"
+    );
+    let path = linux.lab.put("linux.cfg", config.as_bytes()).expect("put");
+    linux.lab.follow("linux").expect("followed");
+    linux.ok(&format!("xl create {path}"));
+    let mut ear = downtime::said::Listener::new(Side::Linux, 2);
+    let mut hear = |linux: &mut Linux| loop {
+        let line = linux.lab.lines().recv_timeout(STEP).expect("the guest tells");
+        match ear.take(&line.text).expect("well told") {
+            downtime::said::Heard::Nothing => {}
+            heard => return heard,
+        }
+    };
+    assert!(matches!(hear(&mut linux), downtime::said::Heard::Ready(stops) if stops.n > 0));
+    for (script, continues) in [
+        ("xl save -c linux /var/lib/xen/linux.save", true),
+        ("xl save linux /var/lib/xen/linux.save && xl restore /var/lib/xen/linux.save", false),
+    ] {
+        linux.ok(script);
+        let downtime::said::Heard::Suspended(told) = hear(&mut linux) else { panic!("not of a suspend") };
+        assert_eq!((told.continued, told.gaps.len()), (continues, 2));
+        assert!(told.prepare > 0 && told.held > 0 && told.resume > 0, "{told:?}");
+    }
 }
 
 #[test]
