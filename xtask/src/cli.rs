@@ -130,15 +130,24 @@ mod tests {
         assert!(with(&format!("direct {guest}")).is_ok());
         assert!(with("migrate --cycles 3 --timeline").is_ok());
         assert!(with("timeline guest.log --out /tmp").is_ok());
+        assert!(with("bench drain,storm ipi-call --against linux --rounds 2").is_ok());
+        assert!(with("bench downtime --against linux --vcpus 2,4 --sched both --rounds 1 --keep-logs").is_ok());
         assert!(with("mutate evtchn smp --file word.rs --line 80 --list --limit 9 --keep-logs").is_ok());
         assert!(with("save-restore --cycles 3 --checkpoint").is_ok());
     }
 
     #[test]
     fn nonsense_is_refused() {
-        for words in
-            ["migrate --vcpus 0", "migrate --vcpus 1025", "migrate --cycles 0", "migrate --on moon", "frobnicate"]
-        {
+        for words in [
+            "migrate --vcpus 0",
+            "migrate --vcpus 1025",
+            "migrate --cycles 0",
+            "migrate --on moon",
+            "frobnicate",
+            "bench drain downtime",
+            "bench downtime drain",
+            "bench --deterministic downtime",
+        ] {
             assert!(Cli::try_parse_from(format!("xtask {words}").split(' ')).is_err(), "{words}");
         }
     }

@@ -7,7 +7,8 @@
 
 #![forbid(unsafe_code)]
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -230,7 +231,11 @@ fn under(
                 let which =
                     format!("{}, round {round} of {}: {}, {vcpus} vCPUs", sched.name(), options.rounds, side.name());
                 terminal.stage(&which);
+                let path = config.logs.join(format!("{}-{vcpus}-{round}.log", side.name()));
+                let mut log = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
                 let mut show = |news: News<'_>| match news {
+                    // A full disk is no reason to stop measuring.
+                    News::Says(line) => drop(writeln!(log, "{line}")),
                     News::Stops(stops) => terminal.say(&stops_line(side, vcpus, stops, khz)),
                     News::Suspends(kind) => terminal.stage(&format!("{which}, {}", kind.name())),
                     News::Suspended(kind, suspended) => terminal.say(&suspend_line(side, vcpus, kind, suspended, khz)),

@@ -144,12 +144,15 @@ fn either_guest_is_suspended_in_every_way_and_destroyed() {
     for side in [Side::Stasis, Side::Linux] {
         let mut host = FakeHost::new(Fault::Nothing);
         let mut told = Vec::new();
+        let mut lines = 0;
         let boot = guests(&mut host).run(task(side), &mut |news| match news {
+            News::Says(_) => lines += 1,
             News::Stops(stops) => told.push(format!("stops {}", stops.stopped.p50)),
             News::Suspends(kind) => told.push(kind.name().to_owned()),
             News::Suspended(_, suspended) => told.push(suspended.worst().to_string()),
         });
         let boot = boot.expect("nothing goes wrong");
+        assert_eq!(lines, 2 + 3 * 2, "no line of its neighbour");
         assert_eq!(told, ["stops 2", "save -c", "1030", "save + restore", "2030", "migrate", "3030"]);
         let heard: Vec<(Kind, u64, bool)> =
             boot.suspends.iter().map(|(kind, s)| (*kind, s.held, s.continued)).collect();

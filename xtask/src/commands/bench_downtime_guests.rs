@@ -28,7 +28,7 @@ use crate::xlcfg::GuestConfig;
 const DYING: Duration = Duration::from_secs(5);
 
 /// An `xl` command that moves no memory.
-const COMMAND: Duration = Duration::from_secs(60);
+const COMMAND: Duration = Duration::from_secs(300);
 
 /// One guest, to be booted and suspended.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +43,8 @@ pub(super) struct Task<'t> {
 
 /// Told of what is measured as it comes.
 pub(super) enum News<'n> {
+    /// A line of the guest's console.
+    Says(&'n str),
     Stops(&'n Stops),
     Suspends(Kind),
     Suspended(Kind, &'n Suspended),
@@ -116,7 +118,7 @@ impl<'h> Guests<'h> {
         let mut domain = Domain::new(&mut *self.host, &name);
         domain.host().sh(&format!("xl create {path}"), self.limit)?.expect_ok("xl create")?;
         let mut ear = Ear::new(side, vcpus, self.image.clone());
-        let stops = ear.wait(&mut domain, self.limit, "it is ready to be suspended", |heard| match heard {
+        let stops = ear.wait(&mut domain, on_news, self.limit, "it is ready to be suspended", |heard| match heard {
             Heard::Ready(stops) => Some(stops),
             _ => None,
         })?;
@@ -124,7 +126,7 @@ impl<'h> Guests<'h> {
         let mut suspends = Vec::new();
         for kind in operations.iter().copied() {
             on_news(News::Suspends(kind));
-            let suspended = suspend(&mut domain, &mut ear, kind, self.limit).with_context(|| kind.name())?;
+            let suspended = suspend(&mut domain, &mut ear, on_news, kind, self.limit).with_context(|| kind.name())?;
             on_news(News::Suspended(kind, &suspended));
             suspends.push((kind, suspended));
         }
@@ -133,15 +135,21 @@ impl<'h> Guests<'h> {
 }
 
 /// One suspend, until the guest has told what it cost.
-fn suspend(domain: &mut Domain<'_>, ear: &mut Ear, kind: Kind, limit: Duration) -> Result<Suspended> {
+fn suspend(
+    domain: &mut Domain<'_>,
+    ear: &mut Ear,
+    on_news: OnNews<'_>,
+    kind: Kind,
+    limit: Duration,
+) -> Result<Suspended> {
     let script = kind.script(domain.name());
     let exit = domain.host().sh(&script, limit)?;
     if !exit.ok() {
         // A guest that died explains the command's failure, and not the other way round.
-        ear.drain(domain)?;
+        ear.drain(domain, on_news)?;
         bail!("xl failed with exit code {}:\n{}\nlast words:\n{}", exit.code, exit.output.trim_end(), ear.words());
     }
-    let suspended = ear.wait(domain, limit, "it tells what the suspend cost", |heard| match heard {
+    let suspended = ear.wait(domain, on_news, limit, "it tells what the suspend cost", |heard| match heard {
         Heard::Suspended(suspended) => Some(suspended),
         _ => None,
     })?;
@@ -203,6 +211,7 @@ impl Ear {
     fn wait<T>(
         &mut self,
         domain: &mut Domain<'_>,
+        on_news: OnNews<'_>,
         limit: Duration,
         what: &str,
         mut pick: impl FnMut(Heard) -> Option<T>,
@@ -214,7 +223,7 @@ impl Ear {
             let patience = if self.watch.dying().is_some() { left.min(DYING) } else { left };
             match domain.host().lines().recv_timeout(patience) {
                 Ok(line) if line.domain == name => {
-                    if let Some(picked) = pick(self.take(&line.text)?) {
+                    if let Some(picked) = pick(self.take(&line.text, on_news)?) {
                         return Ok(picked);
                     }
                 }
@@ -225,12 +234,12 @@ impl Ear {
     }
 
     /// Hears what has been said already, and a dying guest out.
-    fn drain(&mut self, domain: &mut Domain<'_>) -> Result<()> {
+    fn drain(&mut self, domain: &mut Domain<'_>, on_news: OnNews<'_>) -> Result<()> {
         let name = domain.name().to_owned();
         loop {
             let patience = if self.watch.dying().is_some() { DYING } else { Duration::ZERO };
             match domain.host().lines().recv_timeout(patience) {
-                Ok(line) if line.domain == name => drop(self.take(&line.text)?),
+                Ok(line) if line.domain == name => drop(self.take(&line.text, on_news)?),
                 Ok(_) => {}
                 Err(_) => {
                     return self
@@ -242,7 +251,8 @@ impl Ear {
         }
     }
 
-    fn take(&mut self, line: &str) -> Result<Heard> {
+    fn take(&mut self, line: &str, on_news: OnNews<'_>) -> Result<Heard> {
+        on_news(News::Says(line));
         match self.side {
             Side::Stasis => {
                 if let Err(failure) = self.watch.take(line) {
