@@ -6,6 +6,7 @@
 pub mod bench;
 mod bench_downtime;
 mod bench_downtime_guests;
+mod bench_ear;
 mod bench_guests;
 pub mod check;
 pub mod direct;

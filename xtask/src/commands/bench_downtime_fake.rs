@@ -169,7 +169,7 @@ fn either_guest_is_suspended_in_every_way_and_destroyed() {
 fn what_goes_wrong_is_told_and_nothing_is_left() {
     for (fault, side, parts) in [
         (Fault::ModuleIsMissing, Side::Linux, &["downtime-error what=insmod"][..]),
-        (Fault::SaysNothing, Side::Linux, &["until it is ready to be suspended, in vain"]),
+        (Fault::SaysNothing, Side::Linux, &["until it is ready to be suspended within", "in vain"]),
         (Fault::XlFails, Side::Linux, &["save -c", "exit code 1", "unable to save", "blackout-ready"]),
         (Fault::Panics, Side::Stasis, &["save -c", "no way", "smp/src/x.rs:9"]),
         (Fault::ContinuesInstead, Side::Stasis, &["save + restore", "did not come back"]),

@@ -8,24 +8,19 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 
+use super::bench_ear::Ear;
 use crate::bench::Side;
 use crate::bench::downtime::said::{Heard, Listener};
 use crate::bench::downtime::{Boot, Sched, Stops, Suspended};
 use crate::drive::cycles::Kind;
 use crate::drive::domain::Domain;
-use crate::drive::guest::explained;
-use crate::drive::watch::{Failure, Watch};
 use crate::host::{Host, info_value};
 use crate::lab::BenchPeer;
 use crate::xlcfg::GuestConfig;
-
-/// The rest of a dying guest's words.
-const DYING: Duration = Duration::from_secs(5);
 
 /// An `xl` command that moves no memory.
 const COMMAND: Duration = Duration::from_secs(300);
@@ -117,16 +112,21 @@ impl<'h> Guests<'h> {
         self.host.follow(&name)?;
         let mut domain = Domain::new(&mut *self.host, &name);
         domain.host().sh(&format!("xl create {path}"), self.limit)?.expect_ok("xl create")?;
-        let mut ear = Ear::new(side, vcpus, self.image.clone());
-        let stops = ear.wait(&mut domain, on_news, self.limit, "it is ready to be suspended", |heard| match heard {
-            Heard::Ready(stops) => Some(stops),
-            _ => None,
-        })?;
+        let ear = Ear::new(side, vcpus, self.image.clone());
+        let mut hearer = Hearer { ear, listener: Listener::new(side, vcpus) };
+        let stops =
+            hearer.wait(&mut domain, on_news, self.limit, "waited until it is ready to be suspended", |heard| {
+                match heard {
+                    Heard::Ready(stops) => Some(stops),
+                    _ => None,
+                }
+            })?;
         on_news(News::Stops(&stops));
         let mut suspends = Vec::new();
         for kind in operations.iter().copied() {
             on_news(News::Suspends(kind));
-            let suspended = suspend(&mut domain, &mut ear, on_news, kind, self.limit).with_context(|| kind.name())?;
+            let suspended =
+                suspend(&mut domain, &mut hearer, on_news, kind, self.limit).with_context(|| kind.name())?;
             on_news(News::Suspended(kind, &suspended));
             suspends.push((kind, suspended));
         }
@@ -137,7 +137,7 @@ impl<'h> Guests<'h> {
 /// One suspend, until the guest has told what it cost.
 fn suspend(
     domain: &mut Domain<'_>,
-    ear: &mut Ear,
+    hearer: &mut Hearer,
     on_news: OnNews<'_>,
     kind: Kind,
     limit: Duration,
@@ -146,10 +146,15 @@ fn suspend(
     let exit = domain.host().sh(&script, limit)?;
     if !exit.ok() {
         // A guest that died explains the command's failure, and not the other way round.
-        ear.drain(domain, on_news)?;
-        bail!("xl failed with exit code {}:\n{}\nlast words:\n{}", exit.code, exit.output.trim_end(), ear.words());
+        hearer.drain(domain, on_news)?;
+        bail!(
+            "xl failed with exit code {}:\n{}\nlast words:\n{}",
+            exit.code,
+            exit.output.trim_end(),
+            hearer.ear.words()
+        );
     }
-    let suspended = ear.wait(domain, on_news, limit, "it tells what the suspend cost", |heard| match heard {
+    let suspended = hearer.wait(domain, on_news, limit, "waited for what the suspend cost", |heard| match heard {
         Heard::Suspended(suspended) => Some(suspended),
         _ => None,
     })?;
@@ -191,23 +196,14 @@ fn config(files: &Files, task: Task<'_>, name: &str) -> Result<String> {
     Ok(text)
 }
 
-/// Listens to one guest: what it measures, and whether it dies over it.
-struct Ear {
-    side: Side,
+/// Hears one guest: what it measures, and whether it dies over it.
+struct Hearer {
+    ear: Ear,
     listener: Listener,
-    /// Judges stasis only; Linux speaks another language.
-    watch: Watch,
-    image: PathBuf,
-    /// The newest lines of Linux.
-    last_words: Vec<String>,
 }
 
-impl Ear {
-    fn new(side: Side, vcpus: u32, image: PathBuf) -> Ear {
-        Ear { side, listener: Listener::new(side, vcpus), watch: Watch::new(vcpus), image, last_words: Vec::new() }
-    }
-
-    /// Hears lines until `pick` takes something of them.
+impl Hearer {
+    /// Hears lines until `pick` takes something of them. `what` is for the error: waited until it.
     fn wait<T>(
         &mut self,
         domain: &mut Domain<'_>,
@@ -220,15 +216,14 @@ impl Ear {
         let name = domain.name().to_owned();
         loop {
             let left = end.saturating_duration_since(Instant::now());
-            let patience = if self.watch.dying().is_some() { left.min(DYING) } else { left };
-            match domain.host().lines().recv_timeout(patience) {
+            match domain.host().lines().recv_timeout(self.ear.patience(left)) {
                 Ok(line) if line.domain == name => {
                     if let Some(picked) = pick(self.take(&line.text, on_news)?) {
                         return Ok(picked);
                     }
                 }
                 Ok(_) => {}
-                Err(why) => return Err(self.silence(why, what, limit)),
+                Err(why) => return Err(self.ear.silence(why, what, limit)),
             }
         }
     }
@@ -237,60 +232,22 @@ impl Ear {
     fn drain(&mut self, domain: &mut Domain<'_>, on_news: OnNews<'_>) -> Result<()> {
         let name = domain.name().to_owned();
         loop {
-            let patience = if self.watch.dying().is_some() { DYING } else { Duration::ZERO };
-            match domain.host().lines().recv_timeout(patience) {
+            let rest = if self.ear.is_dying() { self.ear.patience(Duration::MAX) } else { Duration::ZERO };
+            match domain.host().lines().recv_timeout(rest) {
                 Ok(line) if line.domain == name => drop(self.take(&line.text, on_news)?),
                 Ok(_) => {}
-                Err(_) => {
-                    return self
-                        .watch
-                        .dying()
-                        .map_or(Ok(()), |panic| Err(self.explained(Failure::Panic(panic.clone()))));
-                }
+                Err(why) if self.ear.is_dying() => return Err(self.ear.silence(why, "waited for its end", rest)),
+                Err(_) => return Ok(()),
             }
         }
     }
 
     fn take(&mut self, line: &str, on_news: OnNews<'_>) -> Result<Heard> {
         on_news(News::Says(line));
-        match self.side {
-            Side::Stasis => {
-                if let Err(failure) = self.watch.take(line) {
-                    return Err(self.explained(failure));
-                }
-            }
-            Side::Linux => {
-                const KEPT: usize = 30;
-                let more = (self.last_words.len() + 1).saturating_sub(KEPT);
-                self.last_words.drain(..more);
-                self.last_words.push(line.to_owned());
-            }
-        }
+        self.ear.take(line)?;
         match self.listener.take(line)? {
-            Heard::Wrong(line) => bail!("the guest could not do it: {line}; its last words:\n{}", self.words()),
+            Heard::Wrong(line) => bail!("the guest could not do it: {line}; its last words:\n{}", self.ear.words()),
             heard => Ok(heard),
-        }
-    }
-
-    fn silence(&self, why: RecvTimeoutError, what: &str, limit: Duration) -> anyhow::Error {
-        if let Some(panic) = self.watch.dying() {
-            return self.explained(Failure::Panic(panic.clone()));
-        }
-        let why = match why {
-            RecvTimeoutError::Timeout => format!("waited {} s until {what}, in vain", limit.as_secs()),
-            RecvTimeoutError::Disconnected => "the place where the guest ran has ended".to_owned(),
-        };
-        anyhow!("{why}; its last words:\n{}", self.words())
-    }
-
-    fn explained(&self, failure: Failure) -> anyhow::Error {
-        explained(failure, Some(&self.image), &format!("last words:\n{}", self.words()))
-    }
-
-    fn words(&self) -> String {
-        match self.side {
-            Side::Stasis => self.watch.last_words().collect::<Vec<_>>().join("\n"),
-            Side::Linux => self.last_words.join("\n"),
         }
     }
 }

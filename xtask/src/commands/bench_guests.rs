@@ -9,24 +9,19 @@
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 
+use super::bench_ear::Ear;
 use super::direct::boot;
 use crate::bench::Side;
 use crate::bench::said::{Broken, Figures, Heard, Listener};
 use crate::drive::direct::Goal;
 use crate::drive::domain::Domain;
-use crate::drive::guest::explained;
-use crate::drive::watch::{Failure, Watch};
 use crate::host::Host;
 use crate::lab::{BenchPeer, DirectConfig, Prepared};
 use crate::xlcfg::GuestConfig;
-
-/// The rest of a dying guest's words.
-const DYING: Duration = Duration::from_secs(5);
 
 /// Any `xl` command.
 const COMMAND: Duration = Duration::from_secs(300);
@@ -104,18 +99,21 @@ impl<'h> Guests<'h> {
         self.host.follow(&name)?;
         let mut domain = Domain::new(&mut *self.host, &name);
         domain.host().sh(&format!("xl create {path}"), COMMAND)?.expect_ok("xl create")?;
-        let mut ear = Ear::new(side, self.shape.vcpus, self.image.clone());
+        let mut ear = Ear::new(side, self.shape.vcpus, self.image.clone()).expect_shutdown();
+        let mut listener = Listener::new(side);
         let end = Instant::now() + self.limit;
-        while !ear.listener.ended() {
+        while !listener.ended() {
             let left = end.saturating_duration_since(Instant::now());
-            let patience = if ear.watch.dying().is_some() { left.min(DYING) } else { left };
-            match domain.host().lines().recv_timeout(patience) {
-                Ok(line) if line.domain == name => ear.take(&line.text, on_figures)?,
+            match domain.host().lines().recv_timeout(ear.patience(left)) {
+                Ok(line) if line.domain == name => {
+                    ear.take(&line.text)?;
+                    told(listener.take(&line.text), on_figures)?;
+                }
                 Ok(_) => {}
-                Err(why) => return Err(ear.silence(why, self.limit)),
+                Err(why) => return Err(ear.silence(why, "waited for the benches to end", self.limit)),
             }
         }
-        Ok(ear.listener.into_figures())
+        Ok(listener.into_figures())
     }
 }
 
@@ -141,64 +139,6 @@ fn config(files: &Files, shape: Shape, side: Side, name: &str, names: &str, abi:
         text.push_str(&format!("ramdisk = \"{ramdisk}\"\n"));
     }
     text
-}
-
-/// Listens to one guest: its benches, and whether it dies over them.
-struct Ear {
-    side: Side,
-    listener: Listener,
-    /// Judges stasis only; Linux speaks another language.
-    watch: Watch,
-    image: PathBuf,
-    /// The newest lines of Linux.
-    last_words: Vec<String>,
-}
-
-impl Ear {
-    fn new(side: Side, vcpus: u32, image: PathBuf) -> Ear {
-        let mut watch = Watch::new(vcpus);
-        watch.expect_shutdown();
-        Ear { side, listener: Listener::new(side), watch, image, last_words: Vec::new() }
-    }
-
-    fn take(&mut self, line: &str, on_figures: OnFigures<'_>) -> Result<()> {
-        match self.side {
-            Side::Stasis => {
-                if let Err(failure) = self.watch.take(line) {
-                    return Err(self.explained(failure));
-                }
-            }
-            Side::Linux => {
-                const KEPT: usize = 30;
-                let more = (self.last_words.len() + 1).saturating_sub(KEPT);
-                self.last_words.drain(..more);
-                self.last_words.push(line.to_owned());
-            }
-        }
-        told(self.listener.take(line), on_figures)
-    }
-
-    fn silence(&self, why: RecvTimeoutError, limit: Duration) -> anyhow::Error {
-        if let Some(panic) = self.watch.dying() {
-            return self.explained(Failure::Panic(panic.clone()));
-        }
-        let why = match why {
-            RecvTimeoutError::Timeout => format!("the benches did not end within {} s", limit.as_secs()),
-            RecvTimeoutError::Disconnected => "the place where the guest ran has ended".to_owned(),
-        };
-        anyhow!("{why}; its last words:\n{}", self.words())
-    }
-
-    fn explained(&self, failure: Failure) -> anyhow::Error {
-        explained(failure, Some(&self.image), &format!("last words:\n{}", self.words()))
-    }
-
-    fn words(&self) -> String {
-        match self.side {
-            Side::Stasis => self.watch.last_words().collect::<Vec<_>>().join("\n"),
-            Side::Linux => self.last_words.join("\n"),
-        }
-    }
 }
 
 /// Passes on what was heard. A bench that the guest could not run is an error: the table would lack it in silence.
@@ -269,20 +209,10 @@ mod tests {
 
     #[test]
     fn a_linux_that_could_not_measure_is_an_error() {
-        let mut ear = Ear::new(Side::Linux, 2, PathBuf::new());
+        let mut listener = Listener::new(Side::Linux);
         let mut figures = |_: &Figures| panic!("there are none");
-        ear.take("Linux version 6.1.0", &mut figures).expect("not ours");
-        let error = ear.take("peer: bench-error name=drain errno=28", &mut figures).expect_err("it says so");
+        told(listener.take("Linux version 6.1.0"), &mut figures).expect("not ours");
+        let error = told(listener.take("peer: bench-error name=drain errno=28"), &mut figures).expect_err("it says so");
         assert!(error.to_string().contains("name=drain errno=28"), "{error:#}");
-        let error = ear.silence(RecvTimeoutError::Timeout, Duration::from_secs(7));
-        assert!(error.to_string().contains("within 7 s") && error.to_string().contains("Linux version"), "{error:#}");
-    }
-
-    #[test]
-    fn a_stasis_that_panics_says_where() {
-        let mut ear = Ear::new(Side::Stasis, 2, PathBuf::new());
-        ear.take("stasis: panic cpu=1 msg=oh at=a.rs:1", &mut |_| ()).expect("its backtrace is to be heard");
-        let error = ear.silence(RecvTimeoutError::Timeout, Duration::from_secs(7));
-        assert!(matches!(error.downcast_ref(), Some(Failure::Panic(panic)) if panic.at == "a.rs:1"), "{error:#}");
     }
 }
