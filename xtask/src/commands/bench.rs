@@ -62,7 +62,8 @@ enum Apart {
     /// all others take to stop, the largest gap that any task saw (the blackout), what of it is not the time that Xen and the
     /// toolstack held the domain, what the guest itself needed, and that time; medians over the rounds, their spread, ratios.
     /// Every vCPU's figures are left in target/bench/ as JSON, with a plot for each scheduler. Real time says something only
-    /// on a machine that does nothing else. `--vcpus 2,4 --rounds 1` is a short run.
+    /// on a machine that does nothing else. --deterministic counts instructions instead. `--vcpus 2,4 --rounds 1` is
+    /// a short run.
     Downtime(DowntimeOptions),
 }
 

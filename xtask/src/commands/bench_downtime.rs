@@ -89,9 +89,12 @@ pub(super) struct DowntimeOptions {
     /// Xen's scheduler.
     #[arg(long, value_enum, default_value_t = Scheds::Credit2)]
     sched: Scheds,
-    /// How many times each guest is booted, and suspended in each way.
-    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
-    rounds: u32,
+    /// Time is instructions executed, one processor at a time: slower, but what else the machine does makes no difference.
+    #[arg(long)]
+    deterministic: bool,
+    /// How many times each guest is booted, and suspended in each way; 3 where not given, 1 with --deterministic.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: Option<u32>,
     /// Memory of each guest, in MiB.
     #[arg(long, default_value_t = 128, value_name = "MIB", value_parser = clap::value_parser!(u32).range(64..=65_536))]
     memory: u32,
@@ -103,6 +106,12 @@ pub(super) struct DowntimeOptions {
     limit: u32,
     #[command(flatten)]
     logs: LogOptions,
+}
+
+impl DowntimeOptions {
+    fn rounds(&self) -> u32 {
+        self.rounds.unwrap_or(if self.deterministic { 1 } else { 3 })
+    }
 }
 
 /// Runs the command.
@@ -126,13 +135,18 @@ struct Book {
 }
 
 impl Book {
-    fn open(memory_mib: u32) -> Result<Book> {
+    fn open(options: &DowntimeOptions) -> Result<Book> {
         let dir = cargo::results_dir().join("bench");
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let path = dir.join(format!("downtime-{}", since_1970.as_secs()));
         Ok(Book {
-            circumstances: Circumstances { places: Vec::new(), tsc_khz: 0, memory_mib },
+            circumstances: Circumstances {
+                places: Vec::new(),
+                tsc_khz: 0,
+                memory_mib: options.memory,
+                deterministic: options.deterministic,
+            },
             path,
             boots: Vec::new(),
             failed: Vec::new(),
@@ -171,7 +185,7 @@ fn all_of_it(session: &Session, options: &DowntimeOptions) -> Result<String> {
         Some(Against::Linux) => Some(lab::bench_peer(&session.terminal)?),
         None => None,
     };
-    let mut book = Book::open(options.memory)?;
+    let mut book = Book::open(options)?;
     for sched in options.sched.all() {
         if let Err(error) = under(session, options, *sched, &image, peer.as_ref(), &mut book) {
             session.terminal.abandon();
@@ -204,7 +218,7 @@ fn under(
         memory: lab::memory_for(most, options.memory, 2),
         shadow_xen: migrates,
         xen_args: vec![format!("sched={}", sched.name())],
-        deterministic: false,
+        deterministic: options.deterministic,
         logs: session.logs.join(sched.name()),
     };
     let terminal = &session.terminal;
@@ -225,11 +239,11 @@ fn under(
     terminal.say(&format!("on:     {place}{linux}; TSC {tsc_khz} kHz, native"));
     book.circumstances.places.push(format!("{place}{linux}"));
     let khz = book.circumstances.tsc_khz;
-    for round in 1..=options.rounds {
+    let rounds = options.rounds();
+    for round in 1..=rounds {
         for vcpus in options.vcpus.iter().copied() {
             for side in sides(round, peer.is_some()) {
-                let which =
-                    format!("{}, round {round} of {}: {}, {vcpus} vCPUs", sched.name(), options.rounds, side.name());
+                let which = format!("{}, round {round} of {rounds}: {}, {vcpus} vCPUs", sched.name(), side.name());
                 terminal.stage(&which);
                 let path = config.logs.join(format!("{}-{vcpus}-{round}.log", side.name()));
                 let mut log = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
@@ -314,7 +328,10 @@ mod tests {
     #[test]
     fn what_is_not_said_is_all_of_it() {
         let all = options("--against linux").expect("well formed");
-        assert_eq!((all.vcpus, all.rounds, all.sched.all()), (vec![2, 4, 8, 16, 32], 3, &[Sched::Credit2][..]));
+        assert_eq!((all.rounds(), all.sched.all()), (3, &[Sched::Credit2][..]));
+        assert_eq!(all.vcpus, [2, 4, 8, 16, 32]);
+        let rounds = |words| options(words).expect("well formed").rounds();
+        assert_eq!((rounds("--deterministic"), rounds("--deterministic --rounds 2")), (1, 2));
         assert_eq!(all.operations, [Operation::Checkpoint, Operation::SaveRestore, Operation::Migrate]);
         let some = options("--vcpus 2,64 --operations migrate --sched both --rounds 1").expect("well formed");
         assert_eq!((some.vcpus, some.operations), (vec![2, 64], vec![Operation::Migrate]));

@@ -15,6 +15,8 @@ pub struct Circumstances {
     pub tsc_khz: u64,
     /// Memory of each guest.
     pub memory_mib: u32,
+    /// Whether time was instructions.
+    pub deterministic: bool,
 }
 
 /// The whole record.
@@ -45,6 +47,7 @@ pub fn record(circumstances: &Circumstances, boots: &[Boot]) -> Value {
         "places": circumstances.places,
         "tsc_khz": circumstances.tsc_khz,
         "memory_mib": circumstances.memory_mib,
+        "deterministic": circumstances.deterministic,
         "unit": "cycles",
         "boots": boots,
     })
@@ -59,7 +62,8 @@ mod tests {
 
     #[test]
     fn every_gap_is_kept() {
-        let circumstances = Circumstances { places: vec!["here".into()], tsc_khz: 2_000_000, memory_mib: 64 };
+        let places = vec!["here".into()];
+        let circumstances = Circumstances { places, tsc_khz: 2_000_000, memory_mib: 64, deterministic: true };
         let suspended = Suspended { held: 5, gaps: vec![7, u64::MAX], ..Suspended::default() };
         let stops = Stops { n: 3, stopped: Times { min: 1, p50: 2, max: 3 }, ..Stops::default() };
         let suspends = vec![(Kind::Migrate, suspended)];
@@ -69,6 +73,6 @@ mod tests {
         assert_eq!((boot["sched"].as_str(), boot["side"].as_str()), (Some("credit"), Some("linux")));
         assert_eq!(boot["suspends"][0]["gaps"][1].as_u64(), Some(u64::MAX));
         assert_eq!(boot["stop_machine"]["stopped"]["p50"].as_u64(), Some(2));
-        assert_eq!(value["tsc_khz"].as_u64(), Some(2_000_000));
+        assert_eq!((value["tsc_khz"].as_u64(), value["deterministic"].as_bool()), (Some(2_000_000), Some(true)));
     }
 }
