@@ -14,7 +14,7 @@
 
 use evtchn::{PortState, Step};
 use percpu::{CpuId, PerCpu};
-use smp::{Busy, CallNode};
+use smp::{CallNode, NotPosted};
 use spin::Once;
 use xen_sys::primitive::sync::atomic::Ordering;
 
@@ -94,7 +94,7 @@ fn print_port(port: &PortState) {
     console::print(&line);
 }
 
-/// Has every vcpu dump itself, and waits for none; one that has not done so since it was asked last is named. Returns how many
+/// Has every vcpu that is up dump itself, and waits for none; one that is down, and one that has not done so since it was asked last is named. Returns how many
 /// those are. Context: task.
 pub(crate) fn every_cpu() -> usize {
     let nodes = NODES.call_once(|| PerCpu::new(cpus::nr(), |_| CallNode::new()));
@@ -103,10 +103,11 @@ pub(crate) fn every_cpu() -> usize {
         match cpus::mail().call(cpu, node, |_, _| this_cpu(), 0) {
             // Who asks sees the lines; nobody waits here for the end of the call.
             Ok(pending) => drop(pending),
-            Err(Busy) => {
+            Err(NotPosted::Busy) => {
                 crate::say!("debug-silent", cpu = cpu);
                 silent += 1;
             }
+            Err(NotPosted::Down) => crate::say!("debug", cpu = cpu, state = "down"),
         }
     }
     silent

@@ -38,14 +38,15 @@ impl<D: Delivery> Mail<D> {
         }
     }
 
-    /// Runs `work` on each of `cpus`, once, in its upcall, and waits until all have. They run it at the same time, and
-    /// so does this CPU, with upcalls masked, if it is one of them. Each of the others needs one of `nodes`, which are
+    /// Runs `work` on each of `cpus` that is up, once, in its upcall, and waits until all have. Returns how many were down,
+    /// and did not run it. They run it at the same time, and so does this CPU, with upcalls masked, if it is one of them. Each of the others needs one of `nodes`, which are
     /// as new afterwards. Context: task, with upcalls unmasked: any of `cpus` may be waiting for this CPU in the same
     /// way. Cost: a hypercall for each 32 CPUs, and an IPI's way back from the slowest.
     ///
     /// # Panics
     /// If there are fewer nodes than other CPUs, or the domain has not all of `cpus`; nothing is run then.
-    pub fn run_on_many<W, R>(&self, cpus: &CpuSet, nodes: &mut [CallNode], relax: &R, work: &W)
+    #[must_use = "some may not have run it"]
+    pub fn run_on_many<W, R>(&self, cpus: &CpuSet, nodes: &mut [CallNode], relax: &R, work: &W) -> usize
     where
         W: Fn(&Masked) + Sync,
         R: Relax + ?Sized,
@@ -58,13 +59,24 @@ impl<D: Delivery> Mail<D> {
 
         // The nodes and `work` are borrowed from frames that would be unwound.
         let stays = StaysUntilDone;
-        let posted: &[CallNode] = nodes;
+        let mut free: &[CallNode] = nodes;
+        let mut down = 0;
         let mut rings = Rings::new(self.delivery());
-        for (cpu, node) in others.iter().zip(posted) {
+        for cpu in others.iter() {
+            let Some((node, rest)) = free.split_first() else { break };
             // SAFETY: claimed by its making, and borrowed until it is completed: we leave only once all are done, and
             // `stays` turns a panic of ours into an abort.
-            rings.note(cpu, unsafe { self.inboxes.on(cpu).post_node(NonNull::from(node)) });
+            let posted = unsafe { self.inboxes.on(cpu).post_node(NonNull::from(node)) };
+            if posted == Posted::Closed {
+                // The node is for the next one.
+                down += 1;
+                continue;
+            }
+            free = rest;
+            rings.note(cpu, posted);
         }
+        let unused = free.len();
+        let posted = &nodes[..nodes.len() - unused];
         drop(rings);
         if here_too {
             work(&mask_upcalls());
@@ -77,6 +89,7 @@ impl<D: Delivery> Mail<D> {
         }
         core::mem::forget(stays);
         nodes.fill_with(CallNode::new);
+        down
     }
 }
 
@@ -105,7 +118,7 @@ impl<'a, D: Delivery> Rings<'a, D> {
 
     fn note(&mut self, cpu: CpuId, posted: Posted) {
         match posted {
-            Posted::Joined => {}
+            Posted::Joined | Posted::Closed => {}
             Posted::First => {
                 self.cpus[self.nr] = cpu;
                 self.nr += 1;
@@ -232,10 +245,11 @@ mod tests {
             let mut nodes: [CallNode; NR] = Default::default();
             let all_but_2: CpuSet = CpuId::first(NR).filter(|other| *other != cpu(2)).collect();
             for cpus in [CpuSet::first(NR), all_but_2, CpuSet::first(1), CpuSet::empty()] {
-                mail.run_on_many(&cpus, &mut nodes, &Alone, &|_: &Masked| {
+                let down = mail.run_on_many(&cpus, &mut nodes, &Alone, &|_: &Masked| {
                     unmasked.fetch_or(!hosted::upcalls_masked(), Relaxed);
                     runs.mine().fetch_add(1, Relaxed);
                 });
+                assert_eq!(down, 0);
             }
             over.store(true, Relaxed);
             assert!(!unmasked.into_inner());
@@ -246,16 +260,49 @@ mod tests {
     }
 
     #[test]
+    fn those_that_are_down_are_passed_over_and_counted() {
+        let mail = Mail::of_cpus_down(5, Together::default());
+        let _on = hosted::enter(CpuId::BOOT);
+        let mut nodes: [CallNode; 4] = Default::default();
+        let runs = AtomicUsize::new(0);
+        let mut run = || {
+            mail.run_on_many(&CpuSet::first(5), &mut nodes, &Alone, &|_: &Masked| {
+                runs.fetch_add(1, Relaxed);
+            })
+        };
+        assert_eq!(run(), 4);
+        mail.post_all(&CpuSet::first(5), Kind::Rendezvous);
+        assert!(rung(&mail).is_empty(), "all are down, this one too");
+        let (over, up) = (AtomicBool::new(false), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _on = hosted::enter(cpu(3));
+                while !over.load(Relaxed) {
+                    mail.serve(&mask_upcalls());
+                    up.store(true, Relaxed);
+                    std::thread::yield_now();
+                }
+            });
+            while !up.load(Relaxed) {
+                std::thread::yield_now();
+            }
+            assert_eq!(run(), 3);
+            over.store(true, Relaxed);
+        });
+        assert_eq!(runs.load(Relaxed), 3);
+    }
+
+    #[test]
     #[should_panic(expected = "a node for each other CPU")]
     fn too_few_nodes_are_a_bug() {
         let (mail, _on) = kernel(3);
-        mail.run_on_many(&CpuSet::first(3), &mut [CallNode::new()], &Alone, &|_: &Masked| {});
+        let _ = mail.run_on_many(&CpuSet::first(3), &mut [CallNode::new()], &Alone, &|_: &Masked| {});
     }
 
     #[test]
     #[should_panic(expected = "a CPU that the domain has not")]
     fn a_cpu_too_many_is_a_bug() {
         let (mail, _on) = kernel(1);
-        mail.run_on_many(&CpuSet::first(2), &mut [CallNode::new()], &Alone, &|_: &Masked| {});
+        let _ = mail.run_on_many(&CpuSet::first(2), &mut [CallNode::new()], &Alone, &|_: &Masked| {});
     }
 }

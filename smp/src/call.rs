@@ -116,17 +116,25 @@ unsafe impl Sync for CallNode {}
 // SAFETY: as above; a node that can be moved is in no list.
 unsafe impl Send for CallNode {}
 
-/// The node is still in use by an earlier call.
+/// Why a call was not posted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Busy;
+pub enum NotPosted {
+    /// The node is still in use by an earlier call.
+    Busy,
+    /// The CPU is down. The node is as before.
+    Down,
+}
 
-impl fmt::Display for Busy {
+impl fmt::Display for NotPosted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("call node is still in use")
+        f.write_str(match self {
+            NotPosted::Busy => "call node is still in use",
+            NotPosted::Down => "the cpu is down",
+        })
     }
 }
 
-impl core::error::Error for Busy {}
+impl core::error::Error for NotPosted {}
 
 impl CallNode {
     const_unless_loom! {
@@ -151,9 +159,9 @@ impl CallNode {
     }
 
     /// Claims the node for a call of `work` with `argument`. It is to be posted next.
-    pub(crate) fn claim(&'static self, work: fn(&Masked, usize), argument: usize) -> Result<Pending, Busy> {
+    pub(crate) fn claim(&'static self, work: fn(&Masked, usize), argument: usize) -> Result<Pending, NotPosted> {
         // ORDERING: Acquire, pairs with the Release that made the node idle: its last user is through with the cells.
-        self.state.change(State::Idle, State::Queued, Acquire, Relaxed).map_err(|_| Busy)?;
+        self.state.change(State::Idle, State::Queued, Acquire, Relaxed).map_err(|_| NotPosted::Busy)?;
         self.work.with_mut(|place| {
             // SAFETY: ours since the exchange, by CN1.
             unsafe { *place = Work::Plain(work, argument) }

@@ -9,26 +9,28 @@
 //! |---|---|---|
 //! | all 0 | empty: the next poster sends the port | |
 //! | 0..=2 | a set of [`Kind`]s | |
-//! | 3 | 0 | |
+//! | 3 | [closed](Inbox::close): its CPU is down, and takes no calls; [`Kind`]s are kept until it is up | |
 //! | the others | address of the node posted last, or 0 | the inbox, until the list is taken; then the taker |
 //!
 //! Who writes: posters on any CPU, in any context (lock-free: a failed exchange means that another poster's
-//! succeeded). The owner takes with one swap (wait-free). Suspend: *kept*. Work posted before it is still there
+//! succeeded). The owner takes, or closes, with one swap (wait-free). So a call is either taken by the owner, and run, or
+//! refused: a CPU that goes down leaves none behind. Taking opens: only a CPU that is up takes. Suspend: *kept*. Work posted before it is still there
 //! after a restore, though its event is lost: so an owner that has bound its port anew looks once without being asked
 //! (`tests/loom_inbox_rebind.rs`).
 //!
 //! Turned down: one port for each kind (seven for each vcpu in Linux; `xl` gives a domain 1023 ports, and each of them
 //! is bound again at resume, one after the other under a lock in Xen); a ring of calls (can be full, and a
-//! poster in an upcall has nowhere to go).
+//! poster in an upcall has nowhere to go); a set of the CPUs that are up for posters to look at (one can go down between
+//! the look and the post).
 //!
-//! Weakening any ordering below fails in `tests/loom_inbox.rs` or `tests/loom_inbox_rebind.rs`.
+//! Weakening any ordering below fails in `tests/loom_inbox.rs`, `tests/loom_inbox_rebind.rs` or `tests/loom_hotplug.rs`.
 
 use core::fmt;
 use core::ptr::{self, NonNull};
 
 use percpu::Masked;
 use xen_sys::primitive::sync::atomic::AtomicPtr;
-use xen_sys::primitive::sync::atomic::Ordering::{AcqRel, Relaxed};
+use xen_sys::primitive::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
 use crate::call::CallNode;
 
@@ -82,18 +84,25 @@ pub enum Posted {
     First,
     /// Somebody else's send, or the owner's look, is under way and will find this too.
     Joined,
+    /// The owner is down: a [`Kind`] waits until it is up, a call was not appended. Nothing is to be sent.
+    Closed,
 }
+
+/// The tag of an inbox whose CPU is down.
+const CLOSED: usize = 8;
+const TAGS: usize = Kinds::BITS | CLOSED;
 
 /// The work that other CPUs have for one CPU.
 ///
 /// - IN1: the word, without its tag bits, is null or the address of a node whose `next` holds the rest of the
 ///   list in the same form.
 /// - IN2: every node in the list is valid and belongs to the inbox: nobody else touches its `next` or its work.
+/// - IN3: a closed inbox has no list.
 pub struct Inbox {
     word: AtomicPtr<CallNode>,
 }
 
-const _: () = assert!(align_of::<CallNode>() > Kinds::BITS, "the tags need the low bits of a node's address");
+const _: () = assert!(align_of::<CallNode>() > TAGS, "the tags need the low bits of a node's address");
 
 impl Inbox {
     /// An empty inbox.
@@ -101,44 +110,64 @@ impl Inbox {
         Inbox { word: AtomicPtr::new(ptr::null_mut()) }
     }
 
-    /// Asks the owner for `kind`.
-    pub fn post(&self, kind: Kind) -> Posted {
-        self.change(|seen| seen.map_addr(|word| word | kind as usize))
+    /// An empty inbox of a CPU that is down.
+    pub fn closed() -> Inbox {
+        Inbox { word: AtomicPtr::new(ptr::without_provenance_mut(CLOSED)) }
     }
 
-    /// Appends a call.
+    /// Asks the owner for `kind`.
+    pub fn post(&self, kind: Kind) -> Posted {
+        self.change(|seen| Some(seen.map_addr(|word| word | kind as usize)))
+    }
+
+    /// Appends a call, unless the inbox is closed: the node is the caller's as before then.
     ///
     /// # Safety
-    /// - The node stays valid until it is completed.
+    /// - The node stays valid until it is completed, if it is appended.
     /// - It is claimed for this post ([`CallNode`], CN1): it is in no list, and nobody else touches it.
     pub(crate) unsafe fn post_node(&self, node: NonNull<CallNode>) -> Posted {
         self.change(|seen| {
-            let tags = seen.addr() & Kinds::BITS;
+            let tags = seen.addr() & TAGS;
+            if tags & CLOSED != 0 {
+                return None;
+            }
             // SAFETY: valid and claimed, says the caller, and not yet in the list, so `next` is ours.
             unsafe { CallNode::set_next(node, untagged(seen)) };
-            node.as_ptr().map_addr(|address| address | tags)
+            Some(node.as_ptr().map_addr(|address| address | tags))
         })
     }
 
-    /// Takes everything. Runs on the owner; what is not run by hand is run when the result is dropped.
+    /// Takes everything, and opens the inbox if it was closed. Runs on the owner; what is not run by hand is run when the
+    /// result is dropped.
     pub fn take<'m>(&self, masked: &'m Masked) -> Taken<'m> {
         // ORDERING: AcqRel. Acquire, pairs with the release half in `change`: we see the work that was posted and
         //   all that its poster did before.
         //   Release, pairs with the acquire half in `change`: a poster that comes after us sees the port that we
         //   published before we looked, so either we have its work or it has our port.
         let word = self.word.swap(ptr::null_mut(), AcqRel);
-        Taken { kinds: Kinds(word.addr() & Kinds::BITS), calls: Calls::in_order(untagged(word), masked) }
+        Taken::of(word, masked)
     }
 
-    fn change(&self, with: impl Fn(*mut CallNode) -> *mut CallNode) -> Posted {
-        // ORDERING: Relaxed, a guess that the exchange checks.
+    /// Takes everything for the last time before the owner, on which this runs, goes down. Calls are refused from then on.
+    pub fn close<'m>(&self, masked: &'m Masked) -> Taken<'m> {
+        // ORDERING: Acquire, pairs with the release half in `change`, as in `take`. Nothing is passed on: who finds the
+        //   inbox closed does nothing about it.
+        let word = self.word.swap(ptr::without_provenance_mut(CLOSED), Acquire);
+        Taken::of(word, masked)
+    }
+
+    /// Puts `with(word)` in the word's place, unless that is `None`.
+    fn change(&self, with: impl Fn(*mut CallNode) -> Option<*mut CallNode>) -> Posted {
+        // ORDERING: Relaxed, a guess that the exchange checks. `Closed` rests on it alone: it was so at that moment.
         let mut seen = self.word.load(Relaxed);
         loop {
-            // ORDERING: AcqRel, pairs with the swap in `take`, both halves. Also where the tag is set already: the
-            //   owner must see what *this* poster did before. A failed exchange is a guess again.
-            match self.word.compare_exchange_weak(seen, with(seen), AcqRel, Relaxed) {
+            let Some(new) = with(seen) else { return Posted::Closed };
+            // ORDERING: AcqRel, pairs with the swap in `take` or `close`, both halves. Also where the tag is set already:
+            //   the owner must see what *this* poster did before. A failed exchange is a guess again.
+            match self.word.compare_exchange_weak(seen, new, AcqRel, Relaxed) {
                 Ok(before) if before.is_null() => return Posted::First,
-                Ok(_) => return Posted::Joined,
+                Ok(before) if before.addr() & CLOSED == 0 => return Posted::Joined,
+                Ok(_) => return Posted::Closed,
                 Err(now) => seen = now,
             }
         }
@@ -159,6 +188,13 @@ pub struct Taken<'m> {
     pub kinds: Kinds,
     /// The calls, in the order in which they were posted.
     pub calls: Calls<'m>,
+}
+
+impl<'m> Taken<'m> {
+    /// What `word`, which was in an inbox until now, stands for.
+    fn of(word: *mut CallNode, masked: &'m Masked) -> Taken<'m> {
+        Taken { kinds: Kinds(word.addr() & Kinds::BITS), calls: Calls::in_order(untagged(word), masked) }
+    }
 }
 
 /// Calls that were taken from an inbox, in the order in which they were posted. Dropping it runs them, so that no
@@ -211,7 +247,7 @@ impl fmt::Debug for Calls<'_> {
 }
 
 fn untagged(word: *mut CallNode) -> *mut CallNode {
-    word.map_addr(|address| address & !Kinds::BITS)
+    word.map_addr(|address| address & !TAGS)
 }
 
 #[cfg(all(test, not(loom)))]
@@ -231,6 +267,23 @@ mod tests {
         assert!(taken.calls.is_empty());
         assert!(inbox.take(&masked).kinds.is_empty());
         assert_eq!(inbox.post(Kind::Reschedule), Posted::First);
+    }
+
+    #[test]
+    fn a_closed_one_keeps_kinds_and_takes_no_calls() {
+        let (inbox, masked) = (Inbox::closed(), hosted::masked());
+        let node = CallNode::scoped(|_, _| (), ptr::null_mut());
+        assert_eq!(inbox.post(Kind::Reschedule), Posted::Closed);
+        // SAFETY: the node outlives the inbox's use of it, and is in no list.
+        assert_eq!(unsafe { inbox.post_node(NonNull::from(&node)) }, Posted::Closed);
+        let taken = inbox.take(&masked);
+        assert_eq!((taken.kinds, taken.calls.is_empty()), (Kinds::from_iter([Kind::Reschedule]), true));
+        // SAFETY: as above.
+        assert_eq!(unsafe { inbox.post_node(NonNull::from(&node)) }, Posted::First);
+        assert_eq!(inbox.post(Kind::Alive), Posted::Joined);
+        let taken = inbox.close(&masked);
+        assert_eq!((taken.kinds, taken.calls.run()), (Kinds::from_iter([Kind::Alive]), 1));
+        assert_eq!(inbox.post(Kind::Alive), Posted::Closed);
     }
 
     #[test]

@@ -30,9 +30,9 @@ pub mod suspend;
 mod tests;
 pub mod trace;
 
-pub use call::{Busy, CallNode};
+pub use call::{CallNode, NotPosted};
 pub use inbox::{Inbox, Kind, Kinds};
-pub use mail::{Delivery, Mail};
+pub use mail::{Delivery, Down, Mail};
 pub use missing::{Awaited, Missing};
 pub use pending::Pending;
 pub use phase::Outcome;

@@ -4,11 +4,12 @@
 //! Posting: any CPU, any context, no lock, no allocation; at most one hypercall. To many CPUs at once: `broadcast.rs`.
 //! Serving: the owner, upcalls masked.
 
+use core::fmt;
 use core::ptr::NonNull;
 
 use percpu::{CpuId, Masked, PerCpu, current, mask_upcalls};
 
-use crate::call::{Busy, CallNode};
+use crate::call::{CallNode, NotPosted};
 use crate::inbox::{Inbox, Kind, Kinds, Posted, Taken};
 use crate::pending::Pending;
 use crate::relax::{Backoff, Patience, Relax};
@@ -34,6 +35,18 @@ pub trait Delivery {
     fn mark(&self, _masked: &Masked, _mark: Mark) {}
 }
 
+/// The CPU that a call was for is down; nothing was run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Down(pub CpuId);
+
+impl fmt::Display for Down {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "vcpu {} is down", self.0)
+    }
+}
+
+impl core::error::Error for Down {}
+
 /// The inboxes of all CPUs.
 pub struct Mail<D> {
     pub(crate) inboxes: PerCpu<Inbox>,
@@ -46,12 +59,17 @@ impl<D: Delivery> Mail<D> {
         Mail { inboxes: PerCpu::new(nr, |_| Inbox::new()), delivery }
     }
 
+    /// Empty inboxes for the first `nr` CPUs, all of them down: each opens its own when it [serves](Mail::serve) it first.
+    pub fn of_cpus_down(nr: usize, delivery: D) -> Mail<D> {
+        Mail { inboxes: PerCpu::new(nr, |_| Inbox::closed()), delivery }
+    }
+
     /// What rings and handles.
     pub fn delivery(&self) -> &D {
         &self.delivery
     }
 
-    /// Asks `cpu` for `kind`. This CPU may be asked too.
+    /// Asks `cpu` for `kind`. This CPU may be asked too; one that is down is not rung, and finds it when it is up.
     pub fn post(&self, cpu: CpuId, kind: Kind) {
         let posted = self.inboxes.on(cpu).post(kind);
         self.ring_if_first(cpu, posted);
@@ -60,30 +78,38 @@ impl<D: Delivery> Mail<D> {
     /// Has `cpu` run `work(argument)` in its upcall. Does not wait.
     ///
     /// # Errors
-    /// [`Busy`] if the node's last call is not over, or its end has not been seen yet.
+    /// [`NotPosted::Busy`] if the node's last call is not over, or its end has not been seen yet; [`NotPosted::Down`] if
+    /// `cpu` is down.
     pub fn call(
         &self,
         cpu: CpuId,
         node: &'static CallNode,
         work: fn(&Masked, usize),
         argument: usize,
-    ) -> Result<Pending, Busy> {
+    ) -> Result<Pending, NotPosted> {
         let pending = node.claim(work, argument)?;
         // SAFETY: valid for ever, and claimed just now.
         let posted = unsafe { self.inboxes.on(cpu).post_node(NonNull::from(node)) };
+        if posted == Posted::Closed {
+            pending.take_back();
+            return Err(NotPosted::Down);
+        }
         self.ring_if_first(cpu, posted);
         Ok(pending)
     }
 
     /// Runs `work` on `cpu`, in its upcall, and waits for the result. On this CPU: at once. Context: task, with upcalls
     /// unmasked: `cpu` may be waiting for this CPU in the same way. Cost: about two IPIs, if `cpu` is running.
-    pub fn run_on<T, R>(&self, cpu: CpuId, relax: &R, work: impl FnOnce(&Masked) -> T + Send) -> T
+    ///
+    /// # Errors
+    /// [`Down`] if `cpu` is.
+    pub fn run_on<T, R>(&self, cpu: CpuId, relax: &R, work: impl FnOnce(&Masked) -> T + Send) -> Result<T, Down>
     where
         T: Send,
         R: Relax + ?Sized,
     {
         if cpu == current() {
-            return work(&mask_upcalls());
+            return Ok(work(&mask_upcalls()));
         }
         let mut scoped = Scoped { work: Some(work), result: None };
         let node = CallNode::scoped(scoped.entry(), (&raw mut scoped).cast());
@@ -92,19 +118,33 @@ impl<D: Delivery> Mail<D> {
         // SAFETY: claimed by its making. Valid until it is completed: it is not moved, we leave only once it is done,
         // and `stays` turns a panic of ours into an abort.
         let posted = unsafe { self.inboxes.on(cpu).post_node(NonNull::from(&node)) };
+        if posted == Posted::Closed {
+            core::mem::forget(stays);
+            return Err(Down(cpu));
+        }
         self.ring_if_first(cpu, posted);
         let mut backoff = Backoff::new(relax, Patience::SHORT);
         while !node.is_done() {
             backoff.step();
         }
         core::mem::forget(stays);
-        scoped.result.take().expect("a call that is done has left its result")
+        Ok(scoped.result.take().expect("a call that is done has left its result"))
     }
 
     /// Empties this CPU's inbox: does what was asked for, then runs the calls. Context: the IPI upcall; also a CPU that
     /// waits in the rendezvous, and one that has just bound its port anew.
     pub fn serve(&self, masked: &Masked) {
-        let Taken { kinds, calls } = self.inboxes.mine().take(masked);
+        self.do_all(masked, self.inboxes.mine().take(masked));
+    }
+
+    /// [`Mail::serve`] for the last time before this CPU goes down: a call is run here or refused from now on. Once it is up
+    /// again it serves as usual, whether it was rung or not.
+    pub fn close(&self, masked: &Masked) {
+        self.do_all(masked, self.inboxes.mine().close(masked));
+    }
+
+    fn do_all(&self, masked: &Masked, taken: Taken<'_>) {
+        let Taken { kinds, calls } = taken;
         if !kinds.is_empty() {
             self.delivery.handle(masked, kinds);
         }
@@ -114,7 +154,7 @@ impl<D: Delivery> Mail<D> {
     fn ring_if_first(&self, cpu: CpuId, posted: Posted) {
         match posted {
             Posted::First => self.delivery.ring(cpu),
-            Posted::Joined => {}
+            Posted::Joined | Posted::Closed => {}
         }
     }
 }
@@ -217,9 +257,29 @@ mod tests {
     }
 
     #[test]
+    fn a_cpu_that_is_down_takes_no_calls_until_it_serves() {
+        static NODE: CallNode = CallNode::new();
+        let mail = Mail::of_cpus_down(2, Noted::default());
+        let _on = hosted::enter(CpuId::BOOT);
+        for down in 0..2 {
+            assert_eq!(mail.call(cpu(1), &NODE, note, 7).err(), Some(NotPosted::Down), "each time the node is idle");
+            assert_eq!(mail.run_on(cpu(1), &Alone, |_| ()), Err(Down(cpu(1))));
+            mail.post(cpu(1), Kind::Reschedule);
+            assert!(rings(&mail).is_empty());
+            let _one = hosted::enter(cpu(1));
+            mail.serve(&hosted::masked());
+            assert_eq!(mail.delivery().kinds.lock().expect("no test panics in there").len(), down + 1);
+            drop(mail.call(cpu(1), &NODE, note, down).expect("it is up"));
+            assert_eq!(rings(&mail), [1]);
+            mail.close(&hosted::masked());
+        }
+        assert_eq!(RAN.take(), [0, 1]);
+    }
+
+    #[test]
     fn here_it_runs_at_once_and_masked() {
         let (mail, _on) = kernel(1);
-        assert!(mail.run_on(CpuId::BOOT, &Alone, |_| hosted::upcalls_masked()));
+        assert_eq!(mail.run_on(CpuId::BOOT, &Alone, |_| hosted::upcalls_masked()), Ok(true));
         assert!(!hosted::upcalls_masked());
         assert!(rings(&mail).is_empty());
     }
@@ -242,7 +302,7 @@ mod tests {
                     sum += n;
                     current()
                 });
-                assert_eq!(ran_on, cpu(1));
+                assert_eq!(ran_on, Ok(cpu(1)));
             }
             over.store(true, Relaxed);
             assert_eq!(sum, 3);

@@ -39,7 +39,14 @@ impl Pending {
         self.finish(node);
     }
 
-    /// The end has been seen (with Acquire): the node is free for the next call.
+    /// The call was not posted: the node is idle again.
+    pub(crate) fn take_back(mut self) {
+        if let Some(node) = self.node {
+            self.finish(node);
+        }
+    }
+
+    /// The end has been seen (with Acquire), or there was no call: the node is free for the next call.
     fn finish(&mut self, node: &'static CallNode) {
         set_waker(node, None);
         self.node = None;
@@ -130,7 +137,7 @@ mod tests {
     use percpu::{CpuId, Masked, hosted};
 
     use super::*;
-    use crate::call::Busy;
+    use crate::call::NotPosted::Busy;
     use crate::tests::{Alone, kernel};
 
     #[derive(Default)]

@@ -181,10 +181,11 @@ fn a_call_on_all_runs_once_on_each_and_all_is_seen() {
         let mut nodes: [CallNode; 2] = Default::default();
         // Written here, read there, without more ado.
         mail.delivery().gift.add_one();
-        mail.run_on_many(&CpuSet::first(3), &mut nodes, &Step, &|_: &Masked| {
+        let down = mail.run_on_many(&CpuSet::first(3), &mut nodes, &Step, &|_: &Masked| {
             assert_eq!(mail.delivery().gift.get(), 1);
             runs.mine().add_one();
         });
+        assert_eq!(down, 0);
         assert!(runs.iter().all(|(_, runs)| runs.get() == 1));
         join(serving);
     });
@@ -216,9 +217,10 @@ fn two_that_call_each_other_and_use_their_nodes_again() {
             move |mail: &Mail<World>, rounds: usize| {
                 let mut nodes: [CallNode; 1] = Default::default();
                 for _ in 0..rounds {
-                    mail.run_on_many(&CpuSet::first(2), &mut nodes, &Serving(mail), &|_: &Masked| {
+                    let down = mail.run_on_many(&CpuSet::first(2), &mut nodes, &Serving(mail), &|_: &Masked| {
                         runs.mine().add_one();
                     });
+                    assert_eq!(down, 0);
                 }
                 // What the other still wants of us.
                 while runs.mine().get() < 3 {

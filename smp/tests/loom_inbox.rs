@@ -160,7 +160,7 @@ fn a_call_returns_its_result() {
                 gifts.0[0].with_mut(|gift| unsafe { *gift += 1 });
                 7
             });
-            assert_eq!(result, 7);
+            assert_eq!(result, Ok(7));
             // SAFETY: loom checks it.
             assert_eq!(gifts.0[0].with(|gift| unsafe { *gift }), 2);
         });

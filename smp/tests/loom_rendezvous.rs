@@ -230,7 +230,7 @@ fn a_caller_is_served_before_it_parks() {
         let world = World::new(3);
         let caller = on(&world, 1, |world| {
             // The other one may be parked already.
-            assert_eq!(world.mail.run_on(cpu(2), &Step, |_| 7), 7);
+            assert_eq!(world.mail.run_on(cpu(2), &Step, |_| 7), Ok(7));
             world.asleep_until_asked();
             assert_eq!(world.park(), Outcome::Continued);
         });

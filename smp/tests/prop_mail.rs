@@ -197,9 +197,10 @@ fn check(steps: &[Step]) -> Result<(), TestCaseError> {
                     (0..CPUS).filter(|cpu| *cpu != from).for_each(|cpu| model.serve(cpu));
                 }
                 let relax = OthersServe { mail: &mail, served: Cell::new(false) };
-                mail.run_on_many(&set(cpus), &mut nodes, &relax, &|_: &Masked| {
+                let down = mail.run_on_many(&set(cpus), &mut nodes, &relax, &|_: &Masked| {
                     log(Happened::RanOn(current().index()));
                 });
+                prop_assert_eq!(down, 0);
             }
             Step::Call(cpu, node) => {
                 let free = waits[node].is_none() && !model.queued[node];

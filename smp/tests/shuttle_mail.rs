@@ -51,7 +51,7 @@ fn tasks(me: usize, mail: &Mail<Crowd>) -> [usize; CPUS] {
                     crowd::did_something();
                     (percpu::current(), me)
                 });
-                assert_eq!(came_back, (cpu(target), me));
+                assert_eq!(came_back, Ok((cpu(target), me)));
             }
             way => {
                 let argument = (nrs[target] * CPUS + me) * CPUS + target;

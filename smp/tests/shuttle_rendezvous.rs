@@ -99,7 +99,7 @@ impl World {
             let target = cpu(thread_rng().gen_range(0..self.struck.len()));
             match thread_rng().gen_range(0..6) {
                 0 => self.mail.delivery().wish(&self.mail, target, Kind::Reschedule),
-                1 => assert_eq!(self.mail.run_on(target, &upcalls, |_| crowd::did_something()), ()),
+                1 => assert_eq!(self.mail.run_on(target, &upcalls, |_| crowd::did_something()), Ok(())),
                 _ => upcalls.step(),
             }
             if self.rendezvous.is_requested() {

@@ -23,7 +23,7 @@ pub(super) async fn ipi_call(report: &mut Report) {
         report.measure(&variant, n, || {
             other.ready();
             let before = tsc();
-            cpus::mail().run_on(cpu, &Processor, |_| ());
+            let _ = cpus::mail().run_on(cpu, &Processor, |_| ());
             tsc().saturating_sub(before)
         });
         other.stop().await;
@@ -46,7 +46,7 @@ pub(super) async fn ipi_broadcast(report: &mut Report) {
         report.measure(&variant, n, || {
             other.ready();
             let before = tsc();
-            cpus::mail().run_on_many(&set, &mut nodes, &Processor, &|_: &Masked| ());
+            let _ = cpus::mail().run_on_many(&set, &mut nodes, &Processor, &|_: &Masked| ());
             tsc().saturating_sub(before)
         });
         other.stop().await;

@@ -23,13 +23,13 @@ pub(super) async fn broadcast() -> Verdict {
             let runs = PerCpu::new(nr, |_| AtomicUsize::new(0));
             let mut nodes: Box<[CallNode]> = CpuId::first(nr - 1).map(|_| CallNode::new()).collect();
             for round in 1..=ROUNDS {
-                cpus::mail().run_on_many(&CpuSet::first(nr), &mut nodes, &Processor, &|_: &Masked| {
+                let down = cpus::mail().run_on_many(&CpuSet::first(nr), &mut nodes, &Processor, &|_: &Masked| {
                     // ORDERING: Relaxed, passed on by the end of the call; in the load below too.
                     runs.mine().fetch_add(1, Ordering::Relaxed);
                 });
                 let wrong = runs.iter().filter(|(_, runs)| runs.load(Ordering::Relaxed) != round).count();
                 // ORDERING: Relaxed, published by `DONE`.
-                WRONG.fetch_add(wrong, Ordering::Relaxed);
+                WRONG.fetch_add(wrong + down, Ordering::Relaxed);
                 wait::yield_now().await;
             }
             DONE.fetch_add(1, Ordering::Release); // ORDERING: Release, pairs with the Acquire below.

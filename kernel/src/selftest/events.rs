@@ -22,7 +22,7 @@ pub(super) async fn ipi() -> Verdict {
             for to in CpuId::first(nr) {
                 let ran_on = cpus::mail().run_on(to, &Processor, |_| percpu::current());
                 // ORDERING: Relaxed, published by `DONE`.
-                WRONG.fetch_add(usize::from(ran_on != to), Ordering::Relaxed);
+                WRONG.fetch_add(usize::from(ran_on != Ok(to)), Ordering::Relaxed);
                 wait::yield_now().await;
             }
             DONE.fetch_add(1, Ordering::Release); // ORDERING: Release, pairs with the Acquire below.

@@ -88,6 +88,7 @@ pub(super) async fn clock() -> Verdict {
     for _ in 0..ROUNDS {
         for cpu in CpuId::first(cpus::nr()) {
             let now = cpus::mail().run_on(cpu, &crate::relax::Processor, |_| time::now_ns());
+            let now = now.map_err(|down| format!("{down}"))?;
             // ORDERING: Relaxed, only this task uses it.
             backwards += usize::from(now < last.swap(now, Ordering::Relaxed));
         }
