@@ -1,5 +1,6 @@
-//! [`RollCall`]: the proof that every vcpu lives: it has taken a timer event, and an IPI from another vcpu (a single
-//! vcpu: from itself). Boot and resume end with it.
+//! [`RollCall`]: the proof that every vcpu that is called lives: it has taken a timer event, and an IPI from another vcpu (a single
+//! vcpu: from itself). Boot and resume end with it. One that is
+//! down is not called, and one that comes up later does not stand in line: it counts as one that has shown everything.
 //!
 //! The vcpus come back in any order and all at once, and nobody may send to one that has no port yet. So they stand in
 //! line as they come: one word says how many have come and who the last two were, and each new one sends to the one
@@ -86,38 +87,52 @@ pub struct RollCall {
     line: CachePadded<AtomicU32>,
     /// CPUs that have not shown everything.
     missing: CachePadded<AtomicUsize>,
+    /// How many CPUs are called in this round. Written by vCPU 0 between rounds.
+    called: AtomicUsize,
     slots: PerCpu<Slot>,
 }
 
 impl RollCall {
-    /// The first round, of the first `nr` CPUs, none of which runs yet but vCPU 0.
+    /// The first round, in which all of the first `nr` CPUs are called, none of which runs yet but vCPU 0.
     pub fn new(nr: usize) -> RollCall {
         RollCall {
             line: CachePadded::new(AtomicU32::new(Line::EMPTY.encode())),
             missing: CachePadded::new(AtomicUsize::new(nr)),
+            called: AtomicUsize::new(nr),
             slots: PerCpu::new(nr, |_| Slot { shown: AtomicU8::new(0), done_ns: AtomicU64::new(0) }),
         }
     }
 
-    /// Begins the next round, whether or not the last one was complete: an IPI of it that still lies in an inbox is
+    /// Begins the next round, of the CPUs `called`, whether or not the last one was complete: an IPI of it that still lies in an inbox is
     /// taken out before its CPU [comes](RollCall::restored), and counts for nothing. Context: vCPU 0, before it
     /// releases the others.
-    pub fn begin(&self, _others: &Quiesced) {
+    pub fn begin(&self, _others: &Quiesced, called: impl Fn(CpuId) -> bool) {
+        let mut nr = 0;
         // ORDERING: Relaxed, all of it: nobody else runs, and the release of the others passes it on.
-        for (_, slot) in self.slots.iter() {
-            slot.shown.store(0, Relaxed);
+        for (cpu, slot) in self.slots.iter() {
+            let is_called = called(cpu);
+            nr += usize::from(is_called);
+            slot.shown.store(if is_called { 0 } else { Slot::ALL }, Relaxed);
+            slot.done_ns.store(0, Relaxed);
         }
-        self.missing.store(self.slots.nr(), Relaxed);
+        self.missing.store(nr, Relaxed);
+        self.called.store(nr, Relaxed);
         self.line.store(Line::EMPTY.encode(), Relaxed);
     }
 
-    /// `me`, which is this CPU, can take IPIs and timer events. Sends with `send` to a CPU that can too.
+    /// `me`, which is this CPU, can take IPIs and timer events. Sends with `send` to a CPU that can too. One that was not
+    /// called in this round does nothing.
     ///
     /// Context: once a round, upcalls masked, after it has published its IPI port *and then* looked once into its
     /// inbox: what is sent to it from now on must come as an event, and nothing of the last round may come after this.
     pub fn restored(&self, me: CpuId, send: impl FnOnce(CpuId)) {
+        let shown = &self.slots.on(me).shown;
         // ORDERING: Relaxed, our own slot.
-        self.slots.on(me).shown.store(Slot::CAME, Relaxed);
+        if shown.load(Relaxed) == Slot::ALL {
+            return;
+        }
+        // ORDERING: Relaxed, our own slot.
+        shown.store(Slot::CAME, Relaxed);
         // ORDERING: Relaxed, a guess that the exchange checks.
         let mut seen = self.line.load(Relaxed);
         let line = loop {
@@ -131,7 +146,7 @@ impl RollCall {
         };
         if line.come > 1 {
             send(line.before);
-        } else if self.slots.nr() == 1 {
+        } else if self.nr_called() == 1 {
             send(me);
         }
     }
@@ -148,11 +163,16 @@ impl RollCall {
         // ORDERING: Relaxed: the post that brought us here passes on what its sender did before. If that was the last
         //   to come, we see a full line, and its port.
         let line = Line::decode(self.line.load(Relaxed));
-        let all_came = usize::try_from(line.come) == Ok(self.slots.nr());
+        let all_came = usize::try_from(line.come) == Ok(self.nr_called());
         if all_came && line.before == me && line.last != me && self.lacks_ipi(me) {
             send(line.last);
         }
         self.took(me, Slot::IPI, now_ns)
+    }
+
+    fn nr_called(&self) -> usize {
+        // ORDERING: Relaxed, changes only while nobody else runs.
+        self.called.load(Relaxed)
     }
 
     fn lacks_ipi(&self, me: CpuId) -> bool {
@@ -289,11 +309,27 @@ mod tests {
         let roll_call = RollCall::new(3);
         roll_call.restored(cpu(1), |_| ());
         let _ = roll_call.took_timer(cpu(1), || 1);
-        quiesced(|others| roll_call.begin(others));
+        quiesced(|others| roll_call.begin(others, |_| true));
         assert_eq!(roll_call.missing_racy(), CpuSet::first(3));
         check(&roll_call, &[0, 2, 1]);
-        quiesced(|others| roll_call.begin(others));
+        quiesced(|others| roll_call.begin(others, |_| true));
         check(&roll_call, &[1, 2, 0]);
+    }
+
+    #[test]
+    fn who_is_not_called_is_not_waited_for_and_does_not_stand_in_line() {
+        let roll_call = RollCall::new(4);
+        quiesced(|others| roll_call.begin(others, |cpu| cpu.index() < 2));
+        assert_eq!(roll_call.missing_racy(), CpuSet::first(2));
+        let come_late = || roll_call.restored(cpu(3), |_| panic!("it is in nobody's line"));
+        come_late();
+        assert_eq!(roll_call.took_timer(cpu(3), || panic!("of no interest")), Progress::Going);
+        check(&roll_call, &[1, 0]);
+        come_late();
+        assert_eq!(roll_call.took_ipi(cpu(3), || panic!("of no interest"), |_| panic!("or so")), Progress::Going);
+        quiesced(|others| roll_call.begin(others, |cpu| cpu == CpuId::BOOT));
+        assert_eq!(round(&roll_call, &[0]), [(0, 0)], "alone among many");
+        assert_eq!(roll_call.slowest().0, CpuId::BOOT);
     }
 
     /// CPUs whose events come when the test says so.
@@ -360,7 +396,7 @@ mod tests {
             world.come_back(1, Outcome::Resumed);
             world.upcall(0);
             assert_eq!(world.completed.get(), 0, "CPU 1 has not seen its answer");
-            quiesced(|others| world.roll_call.begin(others));
+            quiesced(|others| world.roll_call.begin(others, |_| true));
             world.come_back(1, outcome);
             world.come_back(0, outcome);
             [1, 0].into_iter().for_each(|n| world.upcall(n));

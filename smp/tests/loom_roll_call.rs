@@ -123,7 +123,7 @@ fn a_second_round_starts_from_nothing() {
             let rendezvous = Rendezvous::new(1, Patience(0));
             let begun = rendezvous.run(&mask_upcalls(), &lead, |quiesced, _| {
                 world.bound.iter().for_each(|(_, bound)| bound.store(false, Relaxed));
-                world.roll_call.begin(quiesced);
+                world.roll_call.begin(quiesced, |_| true);
                 (Outcome::Resumed, ())
             });
             assert_eq!(begun, Ok(()));

@@ -53,7 +53,7 @@ pub(crate) fn nr() -> usize {
 
 /// Begins a new proof of life of all vcpus. Context: vcpu 0, all others parked.
 pub(crate) fn begin_roll_call(others: &Quiesced) {
-    get().roll_call.begin(others);
+    get().roll_call.begin(others, |_| true);
 }
 
 /// The inboxes.
