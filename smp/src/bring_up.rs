@@ -1,4 +1,4 @@
-//! Starting a vcpu: the order of the three hypercalls, and the context that the vcpu starts with.
+//! Starting a vcpu, for the first time or again: the order of the three hypercalls, and the context that the vcpu starts with.
 //!
 //! | call | why here |
 //! |---|---|
@@ -8,7 +8,8 @@
 //! | `VCPUOP_up` | it starts at once, in parallel with us |
 //!
 //! Context: task, on vCPU 0. Blocking: three hypercalls. A new vcpu finds its own feet: what else it needs (ports,
-//! timer, roll call) it does by itself, as after a restore. Turned down: letting Xen start it with `VGCF_online` set,
+//! timer, roll call) it does by itself, as after a restore. One that has only gone down in this life of the domain needs the
+//! last call alone, with the rendezvous told before it ([`restart`]). Turned down: letting Xen start it with `VGCF_online` set,
 //! as then the rendezvous would have to wait for it before it is known to be initialised.
 
 use alloc::boxed::Box;
@@ -145,6 +146,18 @@ pub trait Vcpus {
     /// # Errors
     /// Xen's.
     fn up(&self, cpu: CpuId) -> Result<(), Errno>;
+
+    /// `VCPUOP_down` of this CPU, which is `cpu`. Returns when it is up again.
+    ///
+    /// # Errors
+    /// Xen's.
+    fn down(&self, cpu: CpuId) -> Result<(), Errno>;
+
+    /// `VCPUOP_is_up`.
+    ///
+    /// # Errors
+    /// Xen's.
+    fn is_up(&self, cpu: CpuId) -> Result<bool, Errno>;
 }
 
 /// Xen itself.
@@ -164,6 +177,14 @@ impl Vcpus for Xen {
 
     fn up(&self, cpu: CpuId) -> Result<(), Errno> {
         vcpu::up(cpu.vcpu())
+    }
+
+    fn down(&self, cpu: CpuId) -> Result<(), Errno> {
+        vcpu::down(cpu.vcpu())
+    }
+
+    fn is_up(&self, cpu: CpuId) -> Result<bool, Errno> {
+        vcpu::is_up(cpu.vcpu())
     }
 }
 
@@ -188,11 +209,20 @@ pub unsafe fn start(
     unsafe { vcpus.register_vcpu_info(cpu, place) }.map_err(failed(Operation::RegisterVcpuInfo))?;
     // SAFETY: the caller's second clause.
     unsafe { vcpus.initialise(cpu, context) }.map_err(failed(Operation::Initialise))?;
+    restart(vcpus, rendezvous, cpu)
+}
+
+/// Brings `cpu` up, which has gone down by itself in this life of the domain. It goes on where it was, maybe before this
+/// returns. Context: task, on vCPU 0; one hypercall.
+///
+/// # Errors
+/// Xen's answer; the vcpu is down then, and no rendezvous waits for it.
+pub fn restart(vcpus: &impl Vcpus, rendezvous: &Rendezvous, cpu: CpuId) -> Result<(), StartError> {
     rendezvous.admit(cpu);
     vcpus.up(cpu).map_err(|errno| {
         // SAFETY: Xen has not started it.
         unsafe { rendezvous.dismiss(cpu) };
-        failed(Operation::Up)(errno)
+        StartError { operation: Operation::Up, cpu, errno }
     })
 }
 
@@ -229,6 +259,14 @@ mod tests {
         fn up(&self, cpu: CpuId) -> Result<(), Errno> {
             self.call(Operation::Up, cpu)
         }
+
+        fn down(&self, _cpu: CpuId) -> Result<(), Errno> {
+            panic!("nobody goes down here")
+        }
+
+        fn is_up(&self, _cpu: CpuId) -> Result<bool, Errno> {
+            panic!("nobody asks")
+        }
     }
 
     const ORDER: [Operation; 3] = [Operation::RegisterVcpuInfo, Operation::Initialise, Operation::Up];
@@ -246,6 +284,19 @@ mod tests {
         assert_eq!(start_on(&fake, &rendezvous, last), Ok(()));
         assert!(fake.calls.borrow().iter().copied().eq(ORDER.map(|operation| (operation, last))));
         assert_eq!(rendezvous.waited_for().map(|(cpu, _)| cpu).collect::<Vec<_>>(), [last]);
+    }
+
+    #[test]
+    fn again_takes_the_last_call_only() {
+        let (fake, rendezvous) = (Fake::default(), Rendezvous::new(2, Patience::SHORT));
+        let cpu = CpuId::new(1).expect("below MAX");
+        assert_eq!(restart(&fake, &rendezvous, cpu), Ok(()));
+        assert_eq!(*fake.calls.borrow(), [(Operation::Up, cpu)]);
+        assert_eq!(rendezvous.waited_for().count(), 1);
+        let (fake, rendezvous) = (Fake { refuses: Some(Operation::Up), ..fake }, Rendezvous::new(2, Patience::SHORT));
+        let error = StartError { operation: Operation::Up, cpu, errno: Errno::EINVAL };
+        assert_eq!(restart(&fake, &rendezvous, cpu), Err(error));
+        assert_eq!(rendezvous.waited_for().count(), 0);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What many vcpus do together.
 //!
-//! - [`bring_up`]: starts a vcpu.
+//! - [`bring_up`]: starts a vcpu. [`Hotplug`]: which ones are up, and how one goes down.
 //! - [`Mail`]: work for another CPU, or for many: a wish of some [`Kind`], or a call ([`inbox`], [`call`]).
 //! - [`Rendezvous`]: every other vcpu waits while vCPU 0 works ([`rendezvous`]).
 //! - [`order`], [`suspend`]: the order of suspend and resume, and its driver.
@@ -16,6 +16,7 @@ extern crate alloc;
 pub mod bring_up;
 mod broadcast;
 pub mod call;
+mod hotplug;
 pub mod inbox;
 mod mail;
 mod missing;
@@ -31,6 +32,7 @@ mod tests;
 pub mod trace;
 
 pub use call::{CallNode, NotPosted};
+pub use hotplug::{Hotplug, WayUp};
 pub use inbox::{Inbox, Kind, Kinds};
 pub use mail::{Delivery, Down, Mail};
 pub use missing::{Awaited, Missing};

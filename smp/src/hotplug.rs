@@ -1,0 +1,233 @@
+//! [`Hotplug`]: which vcpus are up, and how one goes down and comes back while the others run.
+//!
+//! | standing | who writes it | meaning |
+//! |---|---|---|
+//! | `Down` | vCPU 0 | Xen does not run it; nobody waits for it |
+//! | `Up` | vCPU 0, before `VCPUOP_up` | it runs, or is about to |
+//! | `Leaving` | vCPU 0, in a rendezvous | it goes down as soon as it is released |
+//! | `Gone` | the CPU | all that it did is over; `VCPUOP_down` is all that is left |
+//!
+//! Only vCPU 0 changes who is up, and it does so in one piece: from the rendezvous in which a CPU learns that it leaves until
+//! Xen says that it is down, vCPU 0 does nothing else. It alone leads a suspend, too; so at every suspend a vcpu is either
+//! waited for and parked, or down, in Xen's eyes as in ours, and its context is not saved.
+//!
+//! A rendezvous, because nobody is half way through anything in it: no call is being posted, no device port being bound. And
+//! because it brings a CPU to the one place where it may be left, between two tasks, without a look of its own in the way of
+//! any event. Any number of CPUs go down in one.
+//!
+//! What was posted to a CPU is done before it goes ([`Mail::close`]); from then on calls are refused, and what was only
+//! asked for waits until it is back.
+//!
+//! A vcpu that went down in this life of the domain comes back by `VCPUOP_up` alone, out of its own `VCPUOP_down`: its
+//! `vcpu_info` is placed and its ports are bound still. In a later life it is not even initialised, and starts like one that
+//! never ran ([`WayUp`]).
+//!
+//! Turned down: closing its ports when a CPU goes down. The domain's limit must allow for all of them anyhow, and binding
+//! three again is most of what a start costs. `VCPUOP_down` of another vcpu: it stops anywhere, with locks held.
+//!
+//! Context: each function says. Suspend: *kept*. Weakening any ordering below fails in `tests/loom_hotplug.rs`.
+
+use percpu::{CpuId, CpuSet, Masked, PerCpu, Quiesced, current};
+use xen_sys::Errno;
+use xen_sys::primitive::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use xen_sys::primitive::sync::atomic::{AtomicU8, AtomicU32};
+
+use crate::bring_up::Vcpus;
+use crate::mail::{Delivery, Mail};
+use crate::missing::Missing;
+use crate::phase::Outcome;
+use crate::relax::{Backoff, Clock, Patience, Relax};
+use crate::rendezvous::{Lead, Rendezvous};
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+enum Standing {
+    Down,
+    Up,
+    Leaving,
+    Gone,
+}
+
+/// A word that holds a [`Standing`] and nothing else.
+struct AtomicStanding(AtomicU8);
+
+impl AtomicStanding {
+    fn load(&self, order: xen_sys::primitive::sync::atomic::Ordering) -> Standing {
+        match self.0.load(order) {
+            1 => Standing::Up,
+            2 => Standing::Leaving,
+            3 => Standing::Gone,
+            _ => Standing::Down,
+        }
+    }
+
+    fn store(&self, standing: Standing, order: xen_sys::primitive::sync::atomic::Ordering) {
+        self.0.store(standing as u8, order);
+    }
+}
+
+struct Slot {
+    standing: AtomicStanding,
+    /// The life of the domain in which it last went down; 0 if it never did. Written by vCPU 0.
+    went_down_in: AtomicU32,
+    /// How often it has come up or gone down. Written by vCPU 0.
+    changes: AtomicU32,
+}
+
+/// What brings a CPU up that is down.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum WayUp {
+    /// [`bring_up::start`](crate::bring_up::start).
+    Start,
+    /// [`bring_up::restart`](crate::bring_up::restart).
+    Restart,
+}
+
+/// See the head of this file.
+pub struct Hotplug {
+    slots: PerCpu<Slot>,
+}
+
+impl Hotplug {
+    /// For the first `nr` CPUs, of which vCPU 0 is up.
+    pub fn new(nr: usize) -> Hotplug {
+        let standing = |cpu| if cpu == CpuId::BOOT { Standing::Up } else { Standing::Down };
+        Hotplug {
+            slots: PerCpu::new(nr, |cpu| Slot {
+                standing: AtomicStanding(AtomicU8::new(standing(cpu) as u8)),
+                went_down_in: AtomicU32::new(0),
+                changes: AtomicU32::new(0),
+            }),
+        }
+    }
+
+    /// Whether `cpu` is up. On vCPU 0 exact, elsewhere it may be over when it is read. Context: any.
+    pub fn is_up(&self, cpu: CpuId) -> bool {
+        // ORDERING: Relaxed, nothing is read because of it: who needs to know posts a call, which is taken or refused.
+        self.slots.on(cpu).standing.load(Relaxed) == Standing::Up
+    }
+
+    /// How many CPUs are up. As [`Hotplug::is_up`].
+    pub fn nr_up(&self) -> usize {
+        self.slots.iter().filter(|(cpu, _)| self.is_up(*cpu)).count()
+    }
+
+    /// How often `cpu` has come up or gone down, so that whoever looks twice knows whether it was up all the time. On the CPU
+    /// itself exact. Context: any.
+    pub fn changes(&self, cpu: CpuId) -> u32 {
+        // ORDERING: Relaxed: its own changes are passed on to the CPU by Xen, which starts it after them; a statistic elsewhere.
+        self.slots.on(cpu).changes.load(Relaxed)
+    }
+
+    /// How `cpu`, which is down, is brought up in the `life` of the domain that this is. Context: vCPU 0.
+    pub fn way_up(&self, cpu: CpuId, life: u32) -> WayUp {
+        // ORDERING: Relaxed, our own.
+        if self.slots.on(cpu).went_down_in.load(Relaxed) == life { WayUp::Restart } else { WayUp::Start }
+    }
+
+    /// `cpu` is about to be brought up; [`Hotplug::did_not_start`] takes it back. Context: vCPU 0, in one piece with that.
+    pub fn comes_up(&self, cpu: CpuId) {
+        let slot = self.slots.on(cpu);
+        Self::count_change(slot);
+        // ORDERING: Relaxed, passed on to the CPU by Xen, which starts it after this.
+        slot.standing.store(Standing::Up, Relaxed);
+    }
+
+    /// Xen has not started it. Context: vCPU 0.
+    pub fn did_not_start(&self, cpu: CpuId) {
+        // ORDERING: Relaxed, as in `is_up`.
+        self.slots.on(cpu).standing.store(Standing::Down, Relaxed);
+    }
+
+    fn count_change(slot: &Slot) {
+        // ORDERING: Relaxed, written by vCPU 0 only.
+        slot.changes.store(slot.changes.load(Relaxed).wrapping_add(1), Relaxed);
+    }
+
+    /// Takes down those of `cpus` that are up, in the `life` of the domain that this is, unless `check` finds, while all stand
+    /// still, that it must not be. vCPU 0 is never among them.
+    ///
+    /// Context: a task on vCPU 0, upcalls unmasked. Blocking: a rendezvous, and then until Xen has stopped them, which takes
+    /// as long as Xen lets them wait for a processor. `check` must take no lock, allocate nothing and log nothing.
+    ///
+    /// # Errors
+    /// Who did not come to the rendezvous; or what `check` found. All are up then as before.
+    #[expect(clippy::result_large_err, reason = "as in `Rendezvous::run`")]
+    pub fn take_down<D, R, C, E>(
+        &self,
+        rendezvous: &Rendezvous,
+        lead: &Lead<'_, D, R, C>,
+        vcpus: &impl Vcpus,
+        (cpus, life): (&CpuSet, u32),
+        check: impl FnOnce(&Quiesced) -> Result<(), E>,
+    ) -> Result<Result<(), E>, Missing>
+    where
+        D: Delivery,
+        R: Relax + ?Sized,
+        C: Clock + ?Sized,
+    {
+        let leaving = || cpus.iter().filter(|cpu| *cpu != CpuId::BOOT && cpu.index() < self.slots.nr());
+        let checked = rendezvous.run(&percpu::mask_upcalls(), lead, |others, _| {
+            let checked = check(others);
+            if checked.is_ok() {
+                for cpu in leaving().filter(|cpu| self.is_up(*cpu)) {
+                    // ORDERING: Relaxed, passed on by the release.
+                    self.slots.on(cpu).standing.store(Standing::Leaving, Relaxed);
+                }
+            }
+            (Outcome::Cancelled, checked)
+        })?;
+        for cpu in leaving() {
+            self.await_gone(cpu, rendezvous, lead.relax, vcpus, life);
+        }
+        Ok(checked)
+    }
+
+    fn await_gone<R: Relax + ?Sized>(
+        &self,
+        cpu: CpuId,
+        rendezvous: &Rendezvous,
+        relax: &R,
+        vcpus: &impl Vcpus,
+        life: u32,
+    ) {
+        let slot = self.slots.on(cpu);
+        // ORDERING: Relaxed, our own unless it leaves.
+        if matches!(slot.standing.load(Relaxed), Standing::Up | Standing::Down) {
+            return;
+        }
+        let mut backoff = Backoff::new(relax, Patience::SHORT);
+        // ORDERING: Acquire, pairs with the Release in `go_down`: what we do next, as a suspend, comes after all that it did.
+        while slot.standing.load(Acquire) != Standing::Gone || vcpus.is_up(cpu) != Ok(false) {
+            backoff.step();
+        }
+        // SAFETY: it has said that it goes down, and Xen, that it is.
+        unsafe { rendezvous.dismiss(cpu) };
+        // ORDERING: Relaxed, our own.
+        slot.went_down_in.store(life, Relaxed);
+        Self::count_change(slot);
+        // ORDERING: Relaxed, as in `is_up`.
+        slot.standing.store(Standing::Down, Relaxed);
+    }
+
+    /// Whether this CPU has to [go down](Hotplug::go_down). Asked when it has left a rendezvous; before that nothing changes.
+    pub fn is_leaving(&self) -> bool {
+        // ORDERING: Relaxed, passed on by the release out of the rendezvous.
+        self.slots.mine().standing.load(Relaxed) == Standing::Leaving
+    }
+
+    /// Goes down, and returns when this CPU is up again in the same life of the domain: next it serves its inbox, which opens
+    /// it. In a later one it never returns, but starts anew.
+    ///
+    /// Context: this CPU's executor, between two tasks, upcalls masked; after [`Hotplug::is_leaving`] said so.
+    ///
+    /// # Errors
+    /// Xen's. The CPU runs, and vCPU 0 waits for it for ever: a bug of ours.
+    pub fn go_down<D: Delivery>(&self, mail: &Mail<D>, masked: &Masked, vcpus: &impl Vcpus) -> Result<(), Errno> {
+        mail.close(masked);
+        // ORDERING: Release, pairs with the Acquire in `await_gone`.
+        self.slots.mine().standing.store(Standing::Gone, Release);
+        vcpus.down(current())
+    }
+}
