@@ -255,7 +255,7 @@ impl<H: Hypervisor + Asks> Survey<'_, H> {
         let events = self.events;
         let on = |cpu: CpuId| {
             // A table that is not ready has numbers of an earlier life.
-            let (kind, count) = events.is_ready(cpu).then(|| events.intent_on(cpu, nr))??;
+            let (kind, count) = events.has_ports(cpu).then(|| events.intent_on(cpu, nr))??;
             Some((cpu, kind, count))
         };
         aimed.and_then(on).or_else(|| CpuId::first(events.cpus.nr()).find_map(on))

@@ -146,8 +146,13 @@ impl<H: Hypervisor> Events<H> {
         self.abi.kind()
     }
 
-    /// Whether `cpu` has bound its intents in this life of the domain.
+    /// Whether `cpu` has bound its intents in this life of the domain, and is not down.
     pub fn is_ready(&self, cpu: CpuId) -> bool {
+        self.has_ports(cpu) && !self.cpus.on(cpu).table.is_down()
+    }
+
+    /// Whether `cpu` has bound its intents in this life of the domain. It may have gone down since.
+    pub(crate) fn has_ports(&self, cpu: CpuId) -> bool {
         let ready = self.cpus.on(cpu).table.ready();
         ready != Incarnation::NONE && ready == self.incarnation()
     }

@@ -35,6 +35,7 @@ mod fifo;
 mod handlers;
 #[cfg(not(target_os = "none"))]
 pub mod hosted;
+mod hotplug;
 mod hypervisor;
 mod intent;
 mod lasting;

@@ -38,7 +38,7 @@ enum Step {
     /// The new CPU has it; the old one may still be handling an event.
     Drain,
     Over,
-    /// Xen refused.
+    /// Xen refused, or the new CPU has gone down.
     Failed(DeviceError),
 }
 
@@ -97,7 +97,7 @@ impl<H: Hypervisor> Moving<'_, H> {
     /// Asked anew, it goes on. Context: task; never within a handler.
     ///
     /// # Errors
-    /// `Route`: Xen refused; the port stays where it was, and works. `NotBound`: the domain was restored meanwhile.
+    /// `Route`: Xen refused, or `CpuNotReady`: the CPU went down; the port stays where it was, and works. `NotBound`: the domain was restored meanwhile.
     pub fn is_over(&mut self) -> Result<bool, DeviceError> {
         let (events, nr) = (self.events, self.binding.port.nr);
         if self.binding.port.incarnation != events.incarnation() {
@@ -126,6 +126,12 @@ impl<H: Hypervisor> Moving<'_, H> {
         if matches!(self.step, Step::Unlink) {
             if events.abi.is_linked_racy(nr) {
                 return Ok(false);
+            }
+            if !events.is_ready(self.to) {
+                // It has gone down since.
+                self.end_here();
+                self.step = Step::Failed(DeviceError::CpuNotReady { nr, cpu: self.to });
+                return self.is_over();
             }
             if let Err(errno) = events.xen.bind_vcpu(nr, self.to) {
                 self.end_here();

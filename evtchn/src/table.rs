@@ -13,8 +13,8 @@
 #![forbid(unsafe_code)]
 
 use crossbeam_utils::CachePadded;
-use percpu::Masked;
-use xen_sys::primitive::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use percpu::{Masked, Quiesced};
+use xen_sys::primitive::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crate::intent::Intent;
 use crate::port::{AtomicPort, Incarnation, Port, PortNr};
@@ -59,6 +59,7 @@ pub(crate) struct CpuTable {
     /// Read by other CPUs.
     ports: CachePadded<[AtomicPort; Intent::COUNT]>,
     ready: AtomicU32,
+    down: AtomicBool,
 }
 
 impl CpuTable {
@@ -68,6 +69,7 @@ impl CpuTable {
             bound: CachePadded::new(core::array::from_fn(|_| Carries(AtomicU64::new(0)))),
             ports: CachePadded::new(core::array::from_fn(|_| AtomicPort::none())),
             ready: AtomicU32::new(Incarnation::NONE.get()),
+            down: AtomicBool::new(false),
         }
     }
 
@@ -110,9 +112,24 @@ impl CpuTable {
 
     /// Says that this CPU's tables are those of `incarnation`.
     pub(crate) fn set_ready(&self, _masked: &Masked, incarnation: Incarnation) {
+        // ORDERING: Relaxed, see `is_down`.
+        self.down.store(false, Ordering::Relaxed);
         // ORDERING: Release, pairs with the Acquire in `ready`.
         // Weakening fails in evtchn/tests/loom_bind.rs.
         self.ready.store(incarnation.get(), Ordering::Release);
+    }
+
+    /// This CPU goes down: no device port is to be bound here until it says again that it is ready.
+    pub(crate) fn close(&self, _others: &Quiesced) {
+        // ORDERING: Relaxed. All others are parked, and their release shows them this.
+        self.down.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether this CPU has gone down, and not said since that it is ready.
+    pub(crate) fn is_down(&self) -> bool {
+        // ORDERING: Relaxed. Who reads that it is not finds the tables as they were when it went; or, in a new life, has read
+        //   first that it is ready, with Acquire.
+        self.down.load(Ordering::Relaxed)
     }
 
     /// Enters that `intent` has `port`.
@@ -176,5 +193,6 @@ mod tests {
         assert_eq!(table.ready(), Incarnation::NONE);
         table.set_ready(&percpu::hosted::masked(), Incarnation::new(2));
         assert_eq!(table.ready(), Incarnation::new(2));
+        assert!(!table.is_down());
     }
 }

@@ -34,6 +34,7 @@ with_each_abi! {
     unbinding_in_a_handler,
     an_action_is_freed_after_its_last_run,
     a_moved_port_takes_its_events_along,
+    a_cpu_that_is_down_has_its_ports_and_no_devices,
     nobody_looks_at_a_port_that_has_moved_and_is_gone,
     an_unbinding_over_a_restore_frees_the_action_for_another_port,
     a_muted_port_whose_move_is_given_up_is_muted_again,
@@ -562,6 +563,58 @@ fn a_moved_port_takes_its_events_along(abi: AbiKind) {
     let mut binding = events.bind_device(nr(at), cpu(0), &action).expect("free");
     let not_ready = DeviceError::CpuNotReady { nr: nr(at), cpu: cpu(1) };
     assert_eq!(events.move_device(&mut binding, cpu(1)).err(), Some(not_ready));
+}
+
+/// Its device port is seen and moved away first; none comes meanwhile; its own ports wait for it.
+fn a_cpu_that_is_down_has_its_ports_and_no_devices(abi: AbiKind) {
+    let (xen, events) = up(abi, 2);
+    let _on = percpu::hosted::enter(cpu(0));
+    upcall(&xen, &events, 0);
+    upcall(&xen, &events, 1);
+    let one = [cpu(1)].into_iter().collect();
+    assert_eq!(events.first_device_on(&quiesced(), &one), None);
+    let [first, second] = [device(0), device(1)];
+    let at = xen.allocate(Channel::Device(cpu(0))).expect("room");
+    let mut binding = events.bind_device(nr(at), cpu(1), &first).expect("free");
+    assert_eq!(events.first_device_on(&quiesced(), &one), Some((nr(at), cpu(1))));
+    hosted::move_to(&events, &mut binding, cpu(0)).expect("up");
+    assert_eq!(events.first_device_on(&quiesced(), &one), None);
+
+    // On its way back to it as it goes down.
+    let mut moving = events.move_device(&mut binding, cpu(1)).expect("up");
+    events.close_cpu(&quiesced(), cpu(1));
+    let not_ready = DeviceError::CpuNotReady { nr: nr(at), cpu: cpu(1) };
+    assert_eq!(moving.is_over(), Err(not_ready));
+    drop(moving);
+    xen.raise(at);
+    assert_eq!(upcall(&xen, &events, 0), Some(Upcall::Handled(1)), "it stays, and works");
+    assert_eq!(events.move_device(&mut binding, cpu(1)).err(), Some(not_ready));
+    let other = xen.allocate(Channel::Device(cpu(0))).expect("room");
+    let not_ready = DeviceError::CpuNotReady { nr: nr(other), cpu: cpu(1) };
+    assert_eq!(events.bind_device(nr(other), cpu(1), &second).err(), Some(not_ready));
+    assert_eq!(events.ports_racy(cpu(1)).count(), 2, "timer and IPI");
+    assert_eq!(events.send_ipi(cpu(1), Ipi::Call), SendOutcome::Sent);
+
+    {
+        let _on = percpu::hosted::enter(cpu(1));
+        events.reopen_cpu(&masked());
+    }
+    seen();
+    assert_eq!(upcall(&xen, &events, 1), Some(Upcall::Handled(1)), "sent while it was down");
+    assert_eq!(seen(), [(1, "call")]);
+    hosted::move_to(&events, &mut binding, cpu(1)).expect("up");
+
+    // Down over a restore, and started anew.
+    events.close_cpu(&quiesced(), cpu(1));
+    events.detach(&quiesced());
+    xen.restore();
+    hosted::attach(&events, &xen, Ports::Gone);
+    bring_up(&events, &xen).expect("room");
+    {
+        let _on = percpu::hosted::enter(cpu(1));
+        bring_up(&events, &xen).expect("room");
+    }
+    events.bind_device(nr(xen.allocate(Channel::Device(cpu(0))).expect("room")), cpu(1), &second).expect("up");
 }
 
 /// The number of a port that was moved and closed is another CPU's timer next: who had it takes no event of that.
