@@ -1,11 +1,12 @@
 //! The xenstore client of the kernel, and what is spoken over it.
 //!
 //! Owns: the one connection to xenstored that a domain has (a page of two 1 KiB rings, and a port), the requests
-//! on their way, the watches, and the protocols of `control/shutdown` and `control/sysrq`. The device state machine will
+//! on their way, the watches, and the protocols of `control/shutdown`, `control/sysrq` and `cpu/N/availability`. The device state machine will
 //! stand beside it.
 //!
 //! ```text
-//!   shutdown, sysrq     what we hear                   tasks
+//!   shutdown, sysrq,    what we hear                   tasks
+//!   vcpus
 //!   data                what we say                    tasks
 //!   scope, watch        operations as futures          tasks
 //!   store, quiesce      Store, its pump, its gate      tasks; on_event() in the upcall
@@ -43,6 +44,7 @@ mod scope;
 pub mod shutdown;
 mod store;
 pub mod sysrq;
+pub mod vcpus;
 mod watch;
 mod watch_table;
 pub mod wire;
