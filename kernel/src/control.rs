@@ -82,12 +82,23 @@ pub(crate) fn dump() {
     }
 }
 
-/// Starts the store's tasks over its ring page. Context: vcpu 0.
-pub(crate) fn start(page: &'static XenstoreDomainInterface) {
+/// Opens the store over its ring page. Context: a task on vcpu 0, once; nothing is asked of the store before this is over.
+pub(crate) async fn open(page: &'static XenstoreDomainInterface) -> &'static Store {
     PAGE.call_once(|| page);
     let store = STORE.call_once(|| Store::new(page, Box::new(Bell)));
     let pump = async move { match store.pump().await {} };
     executor::spawn_here(pump);
+    // Once, before any watch is set: later it would take other tasks' away, and is refused. A store that does not answer now
+    // keeps nobody from starting: there is a boot loader's watch left at worst.
+    if let Err(error) = answered(store.reset_watches()).await {
+        complain("reset-watches", &error);
+    }
+    store
+}
+
+/// Serves what the toolstack asks for from now on. Context: vcpu 0.
+pub(crate) fn start(store: &'static Store) {
+    executor::spawn_here(sysrq::serve(store));
     executor::spawn_here(serve(store));
 }
 
@@ -128,12 +139,6 @@ pub(crate) fn complain(what: &str, error: &dyn fmt::Display) {
 }
 
 async fn serve(store: &'static Store) {
-    // Once, before any watch is set: later it would take other tasks' away, and is refused.
-    while let Err(error) = answered(store.reset_watches()).await {
-        complain("reset-watches", &error);
-        timer::sleep(RETRY_NS).await;
-    }
-    executor::spawn_here(sysrq::serve(store));
     loop {
         let Err(error) = serve_until_error(store).await;
         complain("control/shutdown", &error);

@@ -1,11 +1,11 @@
 //! One executor for each CPU: a queue of tasks that are ready ([`RunQueue`]), and the loop that runs them.
 //!
-//! - A task belongs to one CPU for life. It runs until its next await point and is not preempted but by upcalls.
+//! - A task belongs to one CPU for life, and waits while that is down. It runs until its next await point and is not preempted but by upcalls.
 //! - Waking is lock-free and may happen anywhere: in an upcall, or on another CPU, which then sends an IPI. Running takes all that
 //!   is ready at once, and waits for no waker.
 //! - Freezing is a property of this loop: a rendezvous is entered here and nowhere else, between two polls. So whatever a
 //!   task does without an await in between (a page-table update, a hypercall that takes an mfn) is whole when the domain
-//!   is saved.
+//!   is saved, or its CPU goes down.
 //!
 //! Suspend: everything here is *kept*. Wakes that came as IPIs and got lost with their ports are made up for by each CPU
 //! draining its inbox once after it has bound its ports anew.
@@ -19,7 +19,8 @@ use smp::trace::Mark;
 use spin::Once;
 
 use crate::run_queue::{Link, Linked, RunQueue};
-use crate::{cpus, events, timer, trace};
+use crate::cpus::{self, AfterPark};
+use crate::{events, timer, trace};
 
 type Task = Runnable<Link>;
 
@@ -93,7 +94,15 @@ pub(crate) fn run() -> ! {
     // It has been parked, and has run no task since.
     let mut is_back = false;
     loop {
-        is_back |= cpus::park_if_asked();
+        match cpus::park_if_asked() {
+            AfterPark::NotAsked => {}
+            AfterPark::Back => is_back = true,
+            AfterPark::Leave => {
+                // In a new domain this loop begins anew.
+                tasks.by_ref().for_each(|task| mine.push(task));
+                cpus::leave();
+            }
+        }
         timer::expire();
         for _ in 0..BATCH {
             if tasks.is_empty() {

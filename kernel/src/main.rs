@@ -10,8 +10,9 @@
 //! | console | [`console`] | direct map; what was said before comes out now |
 //! | `shared_info`, `vcpu_info`, p2m published | [`cpus::start_boot_cpu`] | heap |
 //! | virqs, IPI, timer of vcpu 0 | [`cpus`] | events |
+//! | which other vcpus to start | [`hotplug`], a task from here on | xenstore |
 //! | other vcpus | [`cpus::start_others`] | all of the above |
-//! | xenstore, workload, test or benches | tasks | online |
+//! | what xenstore asks for, workload, test or benches | tasks | online |
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(any(test, target_os = "none"))]
@@ -38,6 +39,8 @@ mod events;
 mod executor;
 #[cfg(target_os = "none")]
 mod heap;
+#[cfg(target_os = "none")]
+mod hotplug;
 #[cfg(any(test, target_os = "none"))]
 #[cfg_attr(not(target_os = "none"), expect(dead_code, reason = "the image uses all of it, the host tests a part"))]
 mod logfmt;

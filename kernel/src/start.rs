@@ -3,7 +3,7 @@
 use boot::{BootInfo, Cmdline, CmdlineText, LogLevel, RingFrames};
 use evtchn::AbiKind;
 use mm::{Mfn, Pfn};
-use percpu::{Area, CpuId};
+use percpu::{Area, CpuId, CpuSet};
 use spin::Once;
 use xen_sys::abi::arch::SEGBASE_GS_KERNEL;
 use xen_sys::abi::xen::StartInfo;
@@ -11,7 +11,8 @@ use xen_sys::hypercall::{traps as hypercall, version};
 
 use crate::start_info::{self, Rings};
 use crate::{
-    bench, console, control, cpus, devices, events, executor, memory, selftest, time, timer, trace, traps, workload,
+    bench, console, control, cpus, devices, events, executor, hotplug, memory, selftest, time, timer, trace, traps,
+    workload,
 };
 
 /// The boot CPU's area. In the image, because it is needed before there is a heap.
@@ -82,13 +83,22 @@ unsafe extern "C" fn stasis_main(start_info: *const StartInfo, builder_stack_top
     if rings.is_some() {
         devices::connect();
     }
-    cpus::start_others();
 
     let run = async move {
-        cpus::online().await;
-        if let Some(rings) = rings {
-            // SAFETY: the page is ours, the daemon's and nobody else's, and is made of atomics.
-            control::start(unsafe { &*memory::direct(rings.store) });
+        match rings {
+            None => {
+                cpus::start_others(&CpuSet::first(nr));
+                cpus::online().await;
+            }
+            Some(rings) => {
+                // SAFETY: the page is ours, the daemon's and nobody else's, and is made of atomics.
+                let store = control::open(unsafe { &*memory::direct(rings.store) }).await;
+                let (watch, wanted) = hotplug::at_boot(store).await;
+                cpus::start_others(&wanted);
+                cpus::online().await;
+                control::start(store);
+                executor::spawn_here(hotplug::serve(store, watch));
+            }
         }
         match (cmdline.test, benches) {
             (Some(name), _) => selftest::start(name),

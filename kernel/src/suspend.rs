@@ -106,7 +106,7 @@ async fn tell(seen_ns: u64, report: &Report) {
     let mut line = Line::new(if report.outcome == Outcome::Resumed { "resumed" } else { "continued" });
     let facts: [(&str, u64); 6] = [
         ("incarnation", incarnation.get().into()),
-        ("vcpus", cpus::nr() as u64),
+        ("vcpus", cpus::nr_up() as u64),
         ("prepare_ns", prepare_ns),
         ("blackout_ns", blackout_ns),
         ("resume_ns", resume_ns),

@@ -257,7 +257,8 @@ fn stack_overflow(bench: &Bench) -> Result<()> {
 }
 
 /// Self-tests that events have a part in; they run with each event channel ABI.
-const OF_EVENTS: [&str; 9] = ["timer", "clock", "ipi", "port", "affinity", "storm", "late", "rendezvous", "lost-event"];
+const OF_EVENTS: [&str; 10] =
+    ["timer", "clock", "ipi", "port", "affinity", "storm", "late", "rendezvous", "hotplug", "lost-event"];
 
 /// How the self-test of this name is judged: most give their own verdict, some are meant to die.
 fn self_test(bench: &Bench, name: &str) -> Result<()> {

@@ -40,10 +40,10 @@ impl fmt::Display for State {
     }
 }
 
-/// The vcpus but this one, if there are any.
+/// The vcpus that are up but this one, if there are any.
 pub(super) fn all() -> Vec<CpuId> {
     let here = percpu::current();
-    CpuId::first(cpus::nr()).filter(|cpu| *cpu != here).collect()
+    CpuId::first(cpus::nr()).filter(|cpu| *cpu != here && cpus::is_up(*cpu)).collect()
 }
 
 /// One vcpu that is not this one.

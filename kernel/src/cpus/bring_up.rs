@@ -1,19 +1,17 @@
-//! How the vcpus are started: vcpu 0 by itself, the others by vcpu 0, each of which then binds its own ports.
+//! How the vcpus are started at boot: vcpu 0 by itself, the others by vcpu 0, each of which then binds its own ports.
 
-use alloc::boxed::Box;
 use core::fmt;
 
 use evtchn::Ports;
-use percpu::{Area, CpuId, PerCpu, Quiesced};
-use smp::bring_up::{self, Start};
-use smp::{Mail, Patience, Rendezvous, RollCall};
+use percpu::{CpuId, CpuSet, PerCpu, Quiesced};
+use smp::{Hotplug, Mail, Outcome, Patience, Rendezvous, RollCall};
 use xen_sys::Errno;
 use xen_sys::hypercall::vcpu;
 use xen_sys::primitive::sync::atomic::AtomicU8;
 
-use super::bind::{all_alive, first_life, place_vcpu_info, vcpu_info_place};
+use super::bind::{Placed, all_alive, first_life, place_vcpu_info, restore_this_cpu};
 use super::{AtomicState, CPUS, Cpus, Deliver, State, get};
-use crate::{events, executor, memory, time, traps};
+use crate::{events, executor, memory, time};
 
 /// How often a waiter looks before it gives its processor back.
 const PATIENCE: Patience = Patience::SHORT;
@@ -51,8 +49,9 @@ pub(crate) fn count() -> Result<usize, TooManyVcpus> {
 pub(crate) fn start_boot_cpu(nr: usize, shared_info_maddr: u64, entered_tsc: u64) {
     CPUS.call_once(|| Cpus {
         nr,
-        mail: Mail::new(nr, Deliver),
+        mail: Mail::of_cpus_down(nr, Deliver),
         rendezvous: Rendezvous::new(nr, PATIENCE),
+        hotplug: Hotplug::new(nr),
         roll_call: RollCall::new(nr),
         states: PerCpu::new(nr, |_| AtomicState(AtomicU8::new(State::Starting as u8))),
     });
@@ -72,31 +71,23 @@ pub(crate) fn start_boot_cpu(nr: usize, shared_info_maddr: u64, entered_tsc: u64
     first_life(&masked);
 }
 
-/// Starts all other vcpus, one after the other; each finds its own feet at the same time as the rest.
+/// Starts those of `wanted` that are others than vcpu 0, one after the other; each finds its own feet at the same time as the
+/// rest. Context: a task on vcpu 0, once.
 ///
 /// # Panics
 /// If there is no memory for one, or Xen refuses.
-pub(crate) fn start_others() {
-    for cpu in CpuId::first(super::nr()).skip(1) {
-        let stack_top = memory::map_stack(cpu).unwrap_or_else(|error| panic!("vcpu {cpu}: stack: {error}"));
-        let area: &'static Area = Box::leak(Box::new(Area::new(cpu)));
-        let start = Start {
-            entry: boot::secondary_entry(),
-            stack_top,
-            argument: 0,
-            gs_base: area.link(),
-            root_mfn: memory::root_mfn().get(),
-            traps: &traps::table(),
-            upcall_entry: traps::upcall_entry(),
-            failsafe_entry: traps::failsafe_entry(),
-            syscall_entry: 0,
-        };
-        // SAFETY: the area is never freed and reached through shared references only (AR1). Entries and root are the
-        //   kernel's own; stack and area were made for this vcpu just now.
-        let started =
-            unsafe { bring_up::start(&bring_up::Xen, &get().rendezvous, cpu, vcpu_info_place(area), &start.context()) };
-        if let Err(error) = started {
-            panic!("{error}");
+pub(crate) fn start_others(wanted: &CpuSet) {
+    {
+        let masked = percpu::mask_upcalls();
+        // SAFETY: no other vcpu has been started.
+        let quiesced = unsafe { Quiesced::assume() };
+        get().roll_call.begin(&quiesced, |cpu| cpu == CpuId::BOOT || wanted.contains(cpu));
+        // vcpu 0 is of this round, as it is of one after a checkpoint.
+        restore_this_cpu(&masked, Outcome::Continued, Placed::Yes);
+    }
+    for cpu in wanted.iter().filter(|cpu| *cpu != CpuId::BOOT) {
+        if let Err(error) = super::hotplug::start(cpu) {
+            panic!("vcpu {cpu}: {error}");
         }
     }
 }
@@ -113,9 +104,9 @@ unsafe extern "C" fn stasis_secondary_main(_argument: u64) -> ! {
     executor::run()
 }
 
-/// Waits until every vcpu has taken a timer event and an IPI, and says so.
+/// Waits until every vcpu that was started has taken a timer event and an IPI, and says so.
 pub(crate) async fn online() {
     let (_, ns) = all_alive().await;
     // Guest time began with the first instruction.
-    crate::say!("online", vcpus = super::nr(), ns = ns);
+    crate::say!("online", vcpus = super::nr_up(), ns = ns);
 }

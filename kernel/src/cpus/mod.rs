@@ -4,11 +4,13 @@
 //! |---|---|---|
 //! | inboxes | `smp::Mail` | *kept*; each CPU looks once after it has bound its port anew |
 //! | rendezvous | `smp::Rendezvous` | *kept* |
+//! | who is up | `smp::Hotplug` | *kept* |
 //! | proof of life | `smp::RollCall` | *rebuilt*, begun by vcpu 0 |
 //! | what each CPU is doing | [`state_racy`] | *kept* |
 
 mod bind;
 mod bring_up;
+mod hotplug;
 mod park;
 
 use core::fmt;
@@ -16,7 +18,7 @@ use core::fmt;
 use evtchn::Ipi;
 use percpu::{CpuId, Masked, PerCpu, Quiesced};
 use smp::trace::Mark;
-use smp::{Clock, Delivery, Kind, Kinds, Lead, Mail, Missing, Outcome, Rendezvous, RollCall};
+use smp::{Clock, Delivery, Hotplug, Kind, Kinds, Lead, Mail, Missing, Outcome, Rendezvous, RollCall};
 use spin::Once;
 use xen_sys::abi::vcpu::{RUNSTATE_blocked, RUNSTATE_offline, RUNSTATE_runnable, RUNSTATE_running};
 use xen_sys::hypercall::vcpu;
@@ -27,7 +29,8 @@ use crate::{events, time, trace};
 
 pub(crate) use bind::{CpuError, Placed, all_alive, place_vcpu_info, restore_this_cpu};
 pub(crate) use bring_up::{count, online, start_boot_cpu, start_others};
-pub(crate) use park::{park_if_asked, park_is_asked};
+pub(crate) use hotplug::{bring_up, changes, is_up, leave, nr_up, take_down};
+pub(crate) use park::{AfterPark, park_if_asked, park_is_asked};
 
 /// How long a rendezvous waits for everybody.
 const RENDEZVOUS_LIMIT_NS: u64 = 10_000_000_000;
@@ -36,6 +39,7 @@ struct Cpus {
     nr: usize,
     mail: Mail<Deliver>,
     rendezvous: Rendezvous,
+    hotplug: Hotplug,
     roll_call: RollCall,
     states: PerCpu<AtomicState>,
 }
@@ -46,14 +50,14 @@ fn get() -> &'static Cpus {
     CPUS.get().expect("start_boot_cpu() comes first")
 }
 
-/// How many vcpus the domain has; 0 before they have been counted.
+/// How many vcpus the domain has, up or down; 0 before they have been counted.
 pub(crate) fn nr() -> usize {
     CPUS.get().map_or(0, |cpus| cpus.nr)
 }
 
-/// Begins a new proof of life of all vcpus. Context: vcpu 0, all others parked.
+/// Begins a new proof of life of all vcpus that are up. Context: vcpu 0, all others parked.
 pub(crate) fn begin_roll_call(others: &Quiesced) {
-    get().roll_call.begin(others, |_| true);
+    get().roll_call.begin(others, is_up);
 }
 
 /// The inboxes.
@@ -127,6 +131,7 @@ pub(crate) enum State {
     Task,
     Idle,
     Parked,
+    Down,
 }
 
 impl fmt::Display for State {
@@ -136,6 +141,7 @@ impl fmt::Display for State {
             State::Task => "task",
             State::Idle => "idle",
             State::Parked => "parked",
+            State::Down => "down",
         })
     }
 }
@@ -165,6 +171,7 @@ pub(crate) fn state_racy(cpu: CpuId) -> State {
         1 => State::Task,
         2 => State::Idle,
         3 => State::Parked,
+        4 => State::Down,
         _ => State::Starting,
     }
 }

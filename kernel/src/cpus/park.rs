@@ -12,12 +12,26 @@ pub(crate) fn park_is_asked() -> bool {
     percpu::current() != CpuId::BOOT && get().rendezvous.is_requested()
 }
 
-/// Parks, if a rendezvous is on, until it is over, and restores this CPU by its outcome; whether one was on. Context: the
-/// executor, between tasks.
-pub(crate) fn park_if_asked() -> bool {
-    if !park_is_asked() {
-        return false;
-    }
+/// What the executor does next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub(crate) enum AfterPark {
+    /// Goes on: there was no rendezvous.
+    NotAsked,
+    /// Goes on, after one.
+    Back,
+    /// Calls [`leave`](super::leave), when it holds no task.
+    Leave,
+}
+
+/// Parks, if a rendezvous is on, until it is over, and restores this CPU by its outcome. Context: the executor, between tasks.
+#[inline]
+pub(crate) fn park_if_asked() -> AfterPark {
+    if park_is_asked() { park() } else { AfterPark::NotAsked }
+}
+
+#[cold]
+fn park() -> AfterPark {
     let masked = percpu::mask_upcalls();
     note(State::Parked);
     trace::parked(&masked);
@@ -28,5 +42,5 @@ pub(crate) fn park_if_asked() -> bool {
     bind::restore_this_cpu(&masked, parked.outcome(), Placed::No);
     percpu::area().set_parked(false);
     drop(parked);
-    true
+    if get().hotplug.is_leaving() { AfterPark::Leave } else { AfterPark::Back }
 }

@@ -7,6 +7,7 @@
 mod broadcast;
 mod events;
 mod fatal;
+mod hotplug;
 mod memory;
 mod ports;
 mod show;
@@ -40,6 +41,7 @@ tests! {
     "many-ports" => show::many_ports,
     "silent-vcpu" => show::silent_vcpu,
     "rendezvous" => events::rendezvous,
+    "hotplug" => hotplug::hotplug,
     "hung-vcpu" => events::hung_vcpu,
     "lost-event" => events::lost_event,
     "wx" => memory::wx,

@@ -17,18 +17,18 @@ use crate::{cpus, events, executor, timer, wait};
 const SETTLE_NS: u64 = 50_000_000;
 
 /// Both ends of a channel to ourselves: what is sent on the first is seen on the second.
-fn loopback() -> Result<(u32, PortNr), String> {
+pub(super) fn loopback() -> Result<(u32, PortNr), String> {
     let xen = |what: &'static str| move |error| format!("{what}: {error}");
     let here = hypercall::alloc_unbound(DOMID_SELF, DOMID_SELF).map_err(xen("alloc_unbound"))?;
     let there = hypercall::bind_interdomain(DOMID_SELF, here).map_err(xen("bind_interdomain"))?;
     Ok((here, PortNr::new(there).ok_or_else(|| format!("port {there} is out of range"))?))
 }
 
-fn bind(nr: PortNr, cpu: CpuId, action: &Arc<Action>) -> Result<Binding, String> {
+pub(super) fn bind(nr: PortNr, cpu: CpuId, action: &Arc<Action>) -> Result<Binding, String> {
     events::get().bind_device(nr, cpu, action).map_err(|error| format!("{error}"))
 }
 
-async fn unbind(binding: Binding) -> Result<(), String> {
+pub(super) async fn unbind(binding: Binding) -> Result<(), String> {
     let mut unbinding = events::get().unbind_device(binding).map_err(|error| format!("{error}"))?;
     while !unbinding.is_over() {
         wait::yield_now().await;
@@ -41,7 +41,7 @@ fn last_cpu() -> CpuId {
 }
 
 /// The count of `action` once it stands still.
-async fn settled(action: &Action) -> u64 {
+pub(super) async fn settled(action: &Action) -> u64 {
     let mut before = u64::MAX;
     while action.count() != before {
         before = action.count();

@@ -6,9 +6,12 @@
 //! - `lost=` is all that `numbers.rs` knows to be wrong. An IPI that is not run is known after a few beats of the vcpu that should have
 //!   run it: a second with 100 vcpus, two with a thousand. So whoever wants to know whether a suspend has cost an IPI reads one heartbeat
 //!   that may be half over, and one more for each second of that.
-//! - The gap is what a task on the vcpu sees between two beats, suspends included.
+//! - The gap is what a task on the vcpu sees between two beats, suspends included; not the time that it was down.
+//! - A vcpu that is down does not beat and is not counted. The one before it has nobody to send to meanwhile, the one after it
+//!   hears of nobody: what a call found down was never sent, and has no number.
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 use core::fmt;
 use core::future::{Future, poll_fn};
 use core::pin::Pin;
@@ -16,7 +19,7 @@ use core::task::Poll;
 
 use arrayvec::ArrayVec;
 use percpu::{CpuId, Masked, PerCpu};
-use smp::{CallNode, Pending};
+use smp::{CallNode, NotPosted, Pending};
 use spin::Once;
 use xen_sys::primitive::sync::atomic::{AtomicU64, Ordering};
 
@@ -108,12 +111,17 @@ async fn beat(cpu: CpuId) {
     // ORDERING: Relaxed, a count that only grows. One that is read too low makes a call late later.
     let beats_of_next = || beats().on(next).beats.load(Ordering::Relaxed);
     let mut sequence = 0;
+    let mut changes = cpus::changes(cpu);
     let mut last = time::now_ns();
     loop {
         timer::until(last + period_ns).await;
         let now = time::now_ns();
-        // ORDERING: Relaxed, statistics; the sum is read by vcpu 0 whenever it likes.
-        mine.max_gap_ns.fetch_max(now - last, Ordering::Relaxed);
+        let changes_before = core::mem::replace(&mut changes, cpus::changes(cpu));
+        if changes == changes_before {
+            // ORDERING: Relaxed, statistics; the sum is read by vcpu 0 whenever it likes.
+            mine.max_gap_ns.fetch_max(now - last, Ordering::Relaxed);
+        }
+        // ORDERING: Relaxed, as above.
         mine.beats.fetch_add(1, Ordering::Relaxed);
         last = now;
 
@@ -129,8 +137,8 @@ async fn beat(cpu: CpuId) {
                 sequence += 1;
                 sent.push(Sent { pending, node, age: Age::new(beats_of_next()) });
             }
-            // Not so: its end has been seen.
-            Err(_) => idle.push(node),
+            // It is down. Not busy: its end has been seen.
+            Err(NotPosted::Down | NotPosted::Busy) => idle.push(node),
         }
     }
 }
@@ -148,25 +156,39 @@ fn received(_masked: &Masked, argument: usize) {
     mine.received.take(argument >> SEQUENCE_BITS, before, number, &mine.wrongs);
 }
 
+/// What is remembered of a vcpu from one report to the next.
+#[derive(Clone, Copy, Default)]
+struct Before {
+    beats: u64,
+    changes: u32,
+}
+
 /// What all vcpus did since the last report.
 #[derive(Default)]
 struct Summary {
+    /// Those that are up, but for those that were all the time and have not beaten.
     beating: usize,
+    /// Of those that were up all the time.
     beats_min: u64,
     max_gap_ns: u64,
     wrong: u64,
 }
 
 impl Summary {
-    fn take(before: &mut [u64]) -> Summary {
+    fn take(before: &mut [Before]) -> Summary {
         let mut sum = Summary { beats_min: u64::MAX, ..Summary::default() };
-        for ((_, beat), before) in beats().iter().zip(before) {
+        for ((cpu, beat), before) in beats().iter().zip(before) {
             // ORDERING: Relaxed, statistics.
-            let total = beat.beats.load(Ordering::Relaxed);
-            let new = total - *before;
-            *before = total;
-            sum.beating += usize::from(new != 0);
-            sum.beats_min = sum.beats_min.min(new);
+            let now = Before { beats: beat.beats.load(Ordering::Relaxed), changes: cpus::changes(cpu) };
+            let new = now.beats - before.beats;
+            let was_up = now.changes == before.changes;
+            *before = now;
+            if cpus::is_up(cpu) {
+                sum.beating += usize::from(new != 0 || !was_up);
+                if was_up {
+                    sum.beats_min = sum.beats_min.min(new);
+                }
+            }
             sum.max_gap_ns = sum.max_gap_ns.max(beat.max_gap_ns.swap(0, Ordering::Relaxed));
             sum.wrong += beat.wrongs.total();
         }
@@ -175,7 +197,8 @@ impl Summary {
 }
 
 async fn report() {
-    let mut before = alloc::vec![0; cpus::nr()];
+    let mut before: Vec<Before> =
+        CpuId::first(cpus::nr()).map(|cpu| Before { beats: 0, changes: cpus::changes(cpu) }).collect();
     let mut next = time::now_ns() + REPORT_NS;
     for seq in 1_u64.. {
         timer::until(next).await;

@@ -29,6 +29,12 @@ pub(crate) fn start(workload: Workload) {
     }
 }
 
+/// vcpus have come up or gone down. Context: task on vcpu 0.
+#[cfg(target_os = "none")]
+pub(crate) fn vcpus_changed() {
+    pattern::vcpus_changed();
+}
+
 /// What is known of a suspend when every vcpu is alive again.
 #[cfg(target_os = "none")]
 pub(crate) struct Over {

@@ -3,6 +3,9 @@
 //!
 //! A word's value follows from where it stands and from a seed, so a page that has come back as another page, as zeroes, or
 //! as its own older self of another seed is found. After each verification the share is filled with the next seed.
+//!
+//! The share of a vcpu that is down is not waited for, and counted in the report (`down_shares=`). It is verified when the vcpu
+//! is up again, and reported then only if it is not what it was.
 
 use alloc::vec::Vec;
 
@@ -136,15 +139,34 @@ async fn guard(cpu: CpuId, mut pieces: Vec<Vec<u64>>) {
         //   of two that finish together sees both.
         share.finished.store(round, Ordering::SeqCst);
         report_if_last(round);
+        // ORDERING: Relaxed, either of two rounds may be the one that tells of it.
+        if wrong != 0 && REPORTED.load(Ordering::Relaxed) >= round {
+            crate::check::report("memory", false, format_args!("round={round} vcpu={cpu} wrong_words={wrong}"));
+        }
     }
 }
 
-/// Tells the result of `round`, once all vcpus have finished it.
+/// vcpus have come up or gone down: a round that waited for one may be over. Context: task on vcpu 0.
+pub(super) fn vcpus_changed() {
+    // ORDERING: Relaxed, written by this CPU.
+    let round = ROUND.load(Ordering::Relaxed);
+    if SHARES.is_completed() && round != 0 {
+        report_if_last(round);
+    }
+}
+
+/// Tells the result of `round`, once all vcpus that are up have finished it.
 fn report_if_last(round: usize) {
     let shares = SHARES.get().expect("start() makes it");
-    // ORDERING: SeqCst, see `guard`.
-    if shares.iter().any(|(_, share)| share.finished.load(Ordering::SeqCst) < round) {
-        return;
+    let mut down = 0;
+    for (cpu, share) in shares.iter() {
+        // ORDERING: SeqCst, see `guard`.
+        if share.finished.load(Ordering::SeqCst) < round {
+            if cpus::is_up(cpu) {
+                return;
+            }
+            down += 1;
+        }
     }
     // ORDERING: AcqRel, pairs with itself: one of those who see the last vcpu finish tells of it.
     if REPORTED.fetch_max(round, Ordering::AcqRel) >= round {
@@ -156,6 +178,7 @@ fn report_if_last(round: usize) {
     let empty = EMPTY_SHARES.load(Ordering::Relaxed);
     // A vcpu that had nothing to look at has verified nothing.
     let pass = wrong == 0 && empty == 0;
-    let detail = format_args!("round={round} pages={pages} wrong_words={wrong} empty_shares={empty}");
+    let detail =
+        format_args!("round={round} pages={pages} wrong_words={wrong} empty_shares={empty} down_shares={down}");
     crate::check::report("memory", pass, detail);
 }
