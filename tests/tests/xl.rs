@@ -3,10 +3,13 @@
 //! Each step creates its own guest and sees it gone from Xen and xenstore at its end, so any of them
 //! can be run alone (`cargo test -p tests --test xl -- migrate::`) and a failed one leaves nothing to
 //! the next. The order is from plain to hard. `steps` are the good ways, `trouble` the others,
-//! `ports` compares the guest's view with Xen's, `phases` looks at what it tells of its suspends.
+//! `ports` compares the guest's view with Xen's, `phases` looks at what it tells of its suspends,
+//! `hotplug` changes how many vCPUs are up.
 
 #![forbid(unsafe_code)]
 
+#[path = "xl/hotplug.rs"]
+mod hotplug;
 #[path = "xl/phases.rs"]
 mod phases;
 #[path = "xl/place.rs"]
@@ -52,6 +55,13 @@ fn ladder() -> Vec<(String, Step)> {
     }
     step("mixed::fifo_33_vcpus", Box::new(|place| steps::mixed(place, "evtchn=fifo", 33, 64)));
     step("blackout", Box::new(steps::blackout));
+    for (abi, vcpus) in [("2l", 4), ("fifo", 4), ("2l", 34), ("fifo", 34)] {
+        let words = format!("evtchn={abi}");
+        let name = format!("hotplug::{abi}_{vcpus}_vcpus");
+        step(&name, Box::new(move |place| hotplug::down_and_up(place, &words, vcpus)));
+    }
+    step("hotplug::boots_with_fewer", Box::new(hotplug::boots_with_fewer));
+    step("hotplug::while_suspends_run", Box::new(hotplug::while_suspends_run));
     step("trouble::receiver_never_answers", Box::new(trouble::receiver_never_answers));
     step("trouble::receiver_killed", Box::new(trouble::receiver_killed));
     step("trouble::garbage_request", Box::new(trouble::garbage_request));

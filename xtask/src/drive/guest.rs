@@ -162,12 +162,12 @@ impl<'h> Guest<'h> {
         })
     }
 
-    /// Waits for `count` more heartbeats in which every vCPU beat.
+    /// Waits for `count` more heartbeats in which every vCPU beat that is up.
     ///
     /// # Errors
     /// As [`Guest::wait_for`]; a heartbeat with lost events is a failure of the guest.
     pub fn wait_heartbeats(&mut self, count: u32) -> Result<()> {
-        let given = self.config.vcpus;
+        let given = self.watch.up();
         for _ in 0..count {
             let what = format!("a heartbeat of all {given} vCPUs");
             self.wait_for(&what, self.limits.word, |said| match said.event {

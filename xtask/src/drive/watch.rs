@@ -9,6 +9,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::ops::RangeInclusive;
 
 use crate::contract::{self, Event, Said};
 use crate::timeline::{Timeline, Timelines};
@@ -101,6 +102,8 @@ impl std::error::Error for Failure {}
 #[derive(Debug)]
 pub struct Watch {
     vcpus: u32,
+    /// How many of them may be up, as far as is known outside.
+    up: RangeInclusive<u32>,
     booted: bool,
     may_shut_down: bool,
     may_boot_again: bool,
@@ -118,6 +121,7 @@ impl Watch {
     pub fn new(vcpus: u32) -> Watch {
         Watch {
             vcpus,
+            up: vcpus..=vcpus,
             booted: false,
             may_shut_down: false,
             may_boot_again: false,
@@ -140,6 +144,16 @@ impl Watch {
     pub fn expect_reboot(&mut self) {
         self.may_shut_down = true;
         self.may_boot_again = true;
+    }
+
+    /// From now on so many of its vCPUs are up; a range where they are just being changed.
+    pub fn expect_up(&mut self, up: RangeInclusive<u32>) {
+        self.up = up;
+    }
+
+    /// How many of its vCPUs are up, at most.
+    pub fn up(&self) -> u32 {
+        *self.up.end()
     }
 
     /// Self-checks that said "pass" so far.
@@ -216,18 +230,18 @@ impl Watch {
                     (self.may_boot_again, self.may_shut_down, self.incarnation) = (false, false, None);
                 }
                 self.booted = true;
-                self.all_vcpus("boot", *vcpus)
+                Watch::are_vcpus("boot", *vcpus, &(self.vcpus..=self.vcpus))
             }
-            Event::Online { vcpus, .. } => self.all_vcpus("online", *vcpus),
+            Event::Online { vcpus, .. } => Watch::are_vcpus("online", *vcpus, &self.up),
             Event::Resumed { vcpus, incarnation, .. } => {
                 self.next_incarnation(*incarnation, 1)?;
                 self.continued = false;
-                self.all_vcpus("resumed", *vcpus)
+                Watch::are_vcpus("resumed", *vcpus, &self.up)
             }
             Event::Continued { vcpus, incarnation, .. } => {
                 self.next_incarnation(*incarnation, 0)?;
                 self.continued = true;
-                self.all_vcpus("continued", *vcpus)
+                Watch::are_vcpus("continued", *vcpus, &self.up)
             }
             Event::Heartbeat { lost, seq, .. } if *lost > 0 => Err(Failure::Lost { lost: *lost, seq: *seq }),
             Event::Check { pass: false, .. } => Err(Failure::Check(text.to_owned())),
@@ -245,11 +259,11 @@ impl Watch {
         }
     }
 
-    fn all_vcpus(&self, event: &str, said: u32) -> Result<(), Failure> {
-        if said == self.vcpus {
+    fn are_vcpus(event: &str, said: u32, given: &RangeInclusive<u32>) -> Result<(), Failure> {
+        if given.contains(&said) {
             return Ok(());
         }
-        Err(Failure::Vcpus { event: event.to_owned(), said, given: self.vcpus })
+        Err(Failure::Vcpus { event: event.to_owned(), said, given: *given.end() })
     }
 
     fn next_incarnation(&mut self, said: u64, step: u64) -> Result<(), Failure> {
