@@ -36,13 +36,15 @@ pub(crate) async fn at_boot(store: &'static Store) -> (Option<Watch<'static>>, C
         return (None, all);
     }
     // First the watch: what changes after the nodes have been read, it tells.
-    let watch = match answered(store.watch(NODE, NODE)).await {
+    let mut watch = match answered(store.watch(NODE, NODE)).await {
         Ok(watch) => watch,
         Err(error) => {
             complain(NODE, &error);
             return (None, all);
         }
     };
+    // The first change is that there is a watch.
+    while if_ready(watch.changed()).await.is_some() {}
     let wanted = read(store, &all).await;
     (Some(watch), all.iter().filter(|cpu| *cpu == CpuId::BOOT || !wanted.offline.contains(*cpu)).collect())
 }

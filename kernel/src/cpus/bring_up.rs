@@ -10,7 +10,7 @@ use xen_sys::hypercall::vcpu;
 use xen_sys::primitive::sync::atomic::AtomicU8;
 
 use super::bind::{Placed, all_alive, first_life, place_vcpu_info, restore_this_cpu};
-use super::{AtomicState, CPUS, Cpus, Deliver, State, get};
+use super::{AtomicState, CPUS, Cpus, Deliver, State, get, note};
 use crate::{events, executor, memory, time};
 
 /// How often a waiter looks before it gives its processor back.
@@ -99,6 +99,8 @@ pub(crate) fn start_others(wanted: &CpuSet) {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn stasis_secondary_main(_argument: u64) -> ! {
     let masked = percpu::mask_upcalls();
+    // In a later life of the domain it said last that it was down.
+    note(State::Starting);
     first_life(&masked);
     drop(masked);
     executor::run()
