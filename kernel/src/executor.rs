@@ -18,8 +18,8 @@ use percpu::{CpuId, PerCpu};
 use smp::trace::Mark;
 use spin::Once;
 
-use crate::run_queue::{Link, Linked, RunQueue};
 use crate::cpus::{self, AfterPark};
+use crate::run_queue::{Link, Linked, RunQueue};
 use crate::{events, timer, trace};
 
 type Task = Runnable<Link>;
