@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Display;
 
 use anyhow::{Context, Result, bail, ensure};
+use xtask::contract::Event;
 use xtask::drive::cycles::{Kind, suspend};
 use xtask::drive::domain::image;
 use xtask::drive::guest::Guest;
@@ -118,7 +119,20 @@ pub(crate) fn while_suspends_run(place: &mut Place) -> Result<()> {
              touch /tmp/over; wait $job; rm -f {image} /tmp/over; exit $code",
             vcpu_set(&name, "$n")
         );
-        guest.command_ok(&script, guest.limits().transfer * 4)?;
+        let output = guest.command_ok(&script, guest.limits().transfer * 4)?;
+        let mut told = Vec::new();
+        guest
+            .wait_for("four checkpoints and a save", guest.limits().word, |said| {
+                match said.event {
+                    Event::SuspendAbort { .. } => told.push("abort"),
+                    Event::Continued { .. } => told.push("continued"),
+                    Event::Resumed { .. } => told.push("resumed"),
+                    _ => {}
+                }
+                (told.len() == 5).then_some(())
+            })
+            .with_context(|| output.clone())?;
+        ensure!(told == ["continued", "continued", "continued", "continued", "resumed"], "{told:?}:\n{output}");
         let script = vcpu_set(guest.name(), VCPUS);
         guest.command_ok(&script, guest.limits().command)?;
         guest.wait_heartbeats(2)?;
