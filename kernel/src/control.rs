@@ -1,13 +1,14 @@
 //! What the toolstack wants of this domain: `control/shutdown`, and what we publish under `data/stasis/`. `control/sysrq` has
 //! a task of its own, in `sysrq`.
 //!
-//! One task on vcpu 0, so requests are handled one after the other: a second suspend request that comes during a suspend is
-//! answered after it, and each exactly once.
+//! One task on vcpu 0, so requests are handled one after the other, those of the suspend event channel (`suspend_port`) too: a
+//! second suspend request that comes during a suspend is answered after it, and each exactly once.
 
 use alloc::boxed::Box;
 use core::fmt;
 use core::future::Future;
 
+use boot::SuspendVia;
 use spin::Once;
 use xen_sys::abi::io::xs_wire::XenstoreDomainInterface;
 use xen_sys::abi::sched::{SHUTDOWN_poweroff, SHUTDOWN_reboot};
@@ -16,7 +17,8 @@ use xen_sys::primitive::sync::atomic::Ordering;
 use xenbus::shutdown::{self, Request};
 use xenbus::{Change, Doorbell, Store, StoreError};
 
-use crate::{console, devices, events, executor, panic, suspend, sysrq, time, timer};
+use crate::wait::{First, first_of};
+use crate::{console, devices, events, executor, panic, suspend, suspend_port, sysrq, time, timer};
 
 /// How long a failed exchange with xenstored is let rest before it is tried again.
 pub(crate) const RETRY_NS: u64 = 1_000_000_000;
@@ -96,10 +98,11 @@ pub(crate) async fn open(page: &'static XenstoreDomainInterface) -> &'static Sto
     store
 }
 
-/// Serves what the toolstack asks for from now on. Context: vcpu 0.
-pub(crate) fn start(store: &'static Store) {
+/// Serves what the toolstack asks for from now on. Requests to suspend are taken from `control/shutdown`, and from the suspend event
+/// channel too if `via` says so. Context: vcpu 0.
+pub(crate) fn start(store: &'static Store, via: SuspendVia) {
     executor::spawn_here(sysrq::serve(store));
-    executor::spawn_here(serve(store));
+    executor::spawn_here(serve(store, via));
 }
 
 /// Writes `facts` under `data/stasis/`. A store that does not take them is named and does not stop anything.
@@ -138,24 +141,30 @@ pub(crate) fn complain(what: &str, error: &dyn fmt::Display) {
     crate::note!(Warn, "xenstore: {what}: {error}");
 }
 
-async fn serve(store: &'static Store) {
+async fn serve(store: &'static Store, via: SuspendVia) {
     loop {
-        let Err(error) = serve_until_error(store).await;
+        let Err(error) = serve_until_error(store, via).await;
         complain("control/shutdown", &error);
         timer::sleep(RETRY_NS).await;
     }
 }
 
-async fn serve_until_error(store: &'static Store) -> Result<core::convert::Infallible, Failed> {
-    advertise(store).await;
+async fn serve_until_error(store: &'static Store, via: SuspendVia) -> Result<core::convert::Infallible, Failed> {
+    advertise(store, via).await;
     let mut watch = answered(store.watch(shutdown::NODE, "shutdown")).await?;
     loop {
         // Takes as long as it takes: nobody has to want anything.
-        let change = watch.changed().await.map_err(Failed::Store)?;
+        let change = match first_of(watch.changed(), suspend_port::rang()).await {
+            First::One(change) => change.map_err(Failed::Store)?,
+            First::Other(rang_ns) => {
+                suspend_port::serve(store, rang_ns).await;
+                continue;
+            }
+        };
         let seen_ns = time::now_ns();
         if change == Change::Everything {
             // A restored domain starts with fresh nodes.
-            advertise(store).await;
+            advertise(store, via).await;
         }
         if let Some(request) = answered(shutdown::take_request(store)).await? {
             obey(store, request, seen_ns).await;
@@ -163,10 +172,14 @@ async fn serve_until_error(store: &'static Store) -> Result<core::convert::Infal
     }
 }
 
-/// Best effort: `xl` of 4.17 reads none of it, and a request that comes anyhow is served.
-async fn advertise(store: &Store) {
+/// Best effort: `xl` of 4.17 reads none of `control/feature-*`, and a request that comes anyhow is served; without the suspend
+/// event channel's port it asks through `control/shutdown`.
+async fn advertise(store: &Store, via: SuspendVia) {
     if let Err(error) = answered(shutdown::advertise(store)).await {
         complain("control/feature-*", &error);
+    }
+    if via == SuspendVia::Evtchn {
+        suspend_port::offer(store).await;
     }
 }
 
@@ -175,6 +188,7 @@ async fn obey(store: &'static Store, request: Request, seen_ns: u64) {
     match request {
         Request::Poweroff | Request::Halt => power_off(if request == Request::Halt { "halt" } else { "poweroff" }),
         Request::Reboot => reboot(),
+        Request::Suspend if suspend_port::is_subscribed() => suspend_port::refuse(store).await,
         Request::Suspend => suspend::serve(store, "xenstore", seen_ns).await,
         Request::Unknown(text) => {
             crate::say!("control-unknown", node = shutdown::NODE, value = Lossy(text.as_bytes()));

@@ -65,6 +65,8 @@ mod start_info;
 #[cfg(target_os = "none")]
 mod suspend;
 #[cfg(target_os = "none")]
+mod suspend_port;
+#[cfg(target_os = "none")]
 mod sysrq;
 #[cfg(any(test, target_os = "none"))]
 #[cfg_attr(not(target_os = "none"), expect(dead_code, reason = "the image uses all of it, the host tests a part"))]

@@ -58,9 +58,6 @@ unsafe extern "C" fn stasis_main(start_info: *const StartInfo, builder_stack_top
     let text = CMDLINE.call_once(|| info.cmdline);
     let cmdline = Cmdline::parse(text.as_str()).unwrap_or_else(|error| panic!("{error}"));
     LOG.call_once(|| cmdline.log);
-    if cmdline.suspend == boot::SuspendVia::Evtchn {
-        panic!("suspend=evtchn: this version takes requests from xenstore only; say suspend=xenstore, or leave it out");
-    }
     if cmdline.test.is_some() && cmdline.bench.is_some() {
         panic!("test= and bench=: each ends the domain; say one of them");
     }
@@ -96,7 +93,7 @@ unsafe extern "C" fn stasis_main(start_info: *const StartInfo, builder_stack_top
                 let (watch, wanted) = hotplug::at_boot(store).await;
                 cpus::start_others(&wanted);
                 cpus::online().await;
-                control::start(store);
+                control::start(store, cmdline.suspend);
                 executor::spawn_here(hotplug::serve(store, watch));
             }
         }

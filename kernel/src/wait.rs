@@ -1,6 +1,7 @@
-//! Ways for a task to wait: a [`Flag`] that an upcall sets, and [`yield_now`].
+//! Ways for a task to wait: a [`Flag`] that an upcall sets, [`first_of`] two things, and [`yield_now`].
 
-use core::future::poll_fn;
+use core::future::{Future, poll_fn};
+use core::pin::pin;
 use core::task::Poll;
 
 use atomic_waker::AtomicWaker;
@@ -42,6 +43,24 @@ impl Flag {
         // ORDERING: SeqCst, pairs with the store in `set`; see there.
         self.set.swap(false, Ordering::SeqCst)
     }
+}
+
+/// What came first.
+pub(crate) enum First<A, B> {
+    One(A),
+    Other(B),
+}
+
+/// Waits for either and drops the one that has not come; where both have, `one` is taken.
+pub(crate) async fn first_of<A, B>(one: impl Future<Output = A>, other: impl Future<Output = B>) -> First<A, B> {
+    let (mut one, mut other) = (pin!(one), pin!(other));
+    poll_fn(|context| {
+        if let Poll::Ready(value) = one.as_mut().poll(context) {
+            return Poll::Ready(First::One(value));
+        }
+        other.as_mut().poll(context).map(First::Other)
+    })
+    .await
 }
 
 /// Lets every other ready task of this CPU run first, and a rendezvous start.

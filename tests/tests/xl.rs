@@ -4,10 +4,12 @@
 //! can be run alone (`cargo test -p tests --test xl -- migrate::`) and a failed one leaves nothing to
 //! the next. The order is from plain to hard. `steps` are the good ways, `trouble` the others,
 //! `ports` compares the guest's view with Xen's, `phases` looks at what it tells of its suspends,
-//! `hotplug` changes how many vCPUs are up.
+//! `hotplug` changes how many vCPUs are up, `channel` suspends through the suspend event channel.
 
 #![forbid(unsafe_code)]
 
+#[path = "xl/channel.rs"]
+mod channel;
 #[path = "xl/hotplug.rs"]
 mod hotplug;
 #[path = "xl/phases.rs"]
@@ -62,6 +64,10 @@ fn ladder() -> Vec<(String, Step)> {
     }
     step("hotplug::boots_with_fewer", Box::new(hotplug::boots_with_fewer));
     step("hotplug::while_suspends_run", Box::new(hotplug::while_suspends_run));
+    for abi in ["2l", "fifo"] {
+        step(&format!("suspend_port::{abi}"), Box::new(move |place| channel::every_way(place, abi)));
+    }
+    step("suspend_port::emptied_node", Box::new(channel::emptied_node));
     step("trouble::receiver_never_answers", Box::new(trouble::receiver_never_answers));
     step("trouble::receiver_killed", Box::new(trouble::receiver_killed));
     step("trouble::garbage_request", Box::new(trouble::garbage_request));

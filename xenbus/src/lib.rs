@@ -1,13 +1,14 @@
 //! The xenstore client of the kernel, and what is spoken over it.
 //!
 //! Owns: the one connection to xenstored that a domain has (a page of two 1 KiB rings, and a port), the requests
-//! on their way, the watches, and the protocols of `control/shutdown`, `control/sysrq` and `cpu/N/availability`. The device state machine will
-//! stand beside it.
+//! on their way, the watches, and the protocols of `control/shutdown`, `control/sysrq`, `cpu/N/availability` and
+//! `device/suspend/event-channel`. The device state machine will stand beside it.
 //!
 //! ```text
 //!   shutdown, sysrq,    what we hear                   tasks
 //!   vcpus
-//!   data                what we say                    tasks
+//!   data,
+//!   suspend_channel     what we say                    tasks
 //!   scope, watch        operations as futures          tasks
 //!   store, quiesce      Store, its pump, its gate      tasks; on_event() in the upcall
 //!   engine, gate        who may send, who gets what    under the store's lock
@@ -43,6 +44,7 @@ pub mod ring;
 mod scope;
 pub mod shutdown;
 mod store;
+pub mod suspend_channel;
 pub mod sysrq;
 pub mod vcpus;
 mod watch;

@@ -57,7 +57,7 @@ impl Kind {
 
 /// Heartbeats to see after a suspend, so that an event that it has cost is known (`kernel/src/workload/heartbeat.rs`): one that may
 /// be half over, and as many, one a second, as eight beats of a vCPU take. With up to 100 vCPUs these take a second.
-fn heartbeats_after(vcpus: u32) -> u32 {
+pub fn heartbeats_after(vcpus: u32) -> u32 {
     1 + vcpus.div_ceil(100).clamp(1, 3)
 }
 

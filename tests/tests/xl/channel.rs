@@ -1,0 +1,77 @@
+//! `suspend=evtchn`: every way to suspend, asked for by ringing the port that the guest offers, and what comes of an emptied node.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use xtask::contract::Event;
+use xtask::drive::cycles::{Kind, came_back, heartbeats_after};
+use xtask::drive::guest::Guest;
+
+use crate::place::Place;
+use crate::steps::domid;
+
+const WORDS: &str = "suspend=evtchn";
+const VCPUS: u32 = 4;
+
+/// Checkpoints, a save and a migration in a row: each by a ring, with a port of the new domain after each restore.
+pub(crate) fn every_way(place: &mut Place, abi: &str) -> Result<()> {
+    place.with_guest_of(&format!("{WORDS} evtchn={abi}"), VCPUS, 32, |guest| {
+        offered(guest)?;
+        for kind in [Kind::Checkpoint, Kind::Checkpoint, Kind::SaveRestore, Kind::Migrate, Kind::Checkpoint] {
+            suspend_by_ring(guest, kind).with_context(|| kind.name().to_owned())?;
+        }
+        guest.power_off()
+    })
+}
+
+/// Xen tells only the port's other end of a suspend once a toolstack has used it; so a request by `control/shutdown`, as it comes when
+/// somebody has emptied the node, is refused, the guest goes on, and the node is good again.
+pub(crate) fn emptied_node(place: &mut Place) -> Result<()> {
+    place.with_guest_of(WORDS, VCPUS, 32, |guest| {
+        let port = offered(guest)?;
+        suspend_by_ring(guest, Kind::Checkpoint)?;
+        let home = format!("/local/domain/{}", domid(guest)?);
+        let script = format!(
+            "xenstore-write {home}/device/suspend/event-channel '' && xenstore-write {home}/control/shutdown suspend"
+        );
+        guest.command_ok(&script, guest.limits().command)?;
+        let reason = guest.wait_for("the request to be refused", guest.limits().word, |said| match &said.event {
+            Event::SuspendAbort { reason, .. } => Some(Ok(reason.clone())),
+            Event::Continued { .. } | Event::Resumed { .. } => Some(Err(said.line.clone())),
+            _ => None,
+        })?;
+        match reason {
+            Ok(reason) => ensure!(reason == "suspend-port-is-subscribed", "it is refused for {reason}"),
+            Err(line) => bail!("the guest has suspended where nobody would be told: {line}"),
+        }
+        ensure!(offered(guest)? == port, "another port than {port} is offered in the same life of the domain");
+        suspend_by_ring(guest, Kind::Checkpoint).context("after the refusal")?;
+        guest.power_off()
+    })
+}
+
+/// Waits for the guest's offer; the port as it says it and as it stands in xenstore.
+pub(crate) fn offered(guest: &mut Guest<'_>) -> Result<String> {
+    let port = guest.wait_for("`stasis: suspend-port`", guest.limits().word, |said| {
+        (said.line.event == "suspend-port").then(|| said.line.get("port").unwrap_or_default().to_owned())
+    })?;
+    let script = format!("xenstore-read /local/domain/{}/device/suspend/event-channel", domid(guest)?);
+    let node = guest.command_ok(&script, guest.limits().command)?;
+    ensure!(node.trim() == port, "the guest says port {port}, its node {node}");
+    Ok(port)
+}
+
+fn suspend_by_ring(guest: &mut Guest<'_>, kind: Kind) -> Result<()> {
+    let script = kind.script(guest.name());
+    guest.command_ok(&script, guest.limits().transfer)?;
+    let via = guest.wait_for("`stasis: suspend-request`", guest.limits().word, |said| match &said.event {
+        Event::SuspendRequest { via } => Some(via.clone()),
+        _ => None,
+    })?;
+    ensure!(via == "evtchn", "the request came by {via}");
+    let done = came_back(guest, kind, Duration::ZERO)?;
+    if !kind.continues() {
+        offered(guest).context("in the new domain")?;
+    }
+    guest.wait_heartbeats(heartbeats_after(done.vcpus)).context("after the suspend")
+}
