@@ -4,7 +4,8 @@
 //! can be run alone (`cargo test -p tests --test xl -- migrate::`) and a failed one leaves nothing to
 //! the next. The order is from plain to hard. `steps` are the good ways, `trouble` the others,
 //! `ports` compares the guest's view with Xen's, `phases` looks at what it tells of its suspends,
-//! `hotplug` changes how many vCPUs are up, `channel` suspends through the suspend event channel.
+//! `hotplug` changes how many vCPUs are up, `channel` suspends through the suspend event channel, `pages` counts what
+//! is written to and runs xl remus.
 
 #![forbid(unsafe_code)]
 
@@ -12,6 +13,8 @@
 mod channel;
 #[path = "xl/hotplug.rs"]
 mod hotplug;
+#[path = "xl/pages.rs"]
+mod pages;
 #[path = "xl/phases.rs"]
 mod phases;
 #[path = "xl/place.rs"]
@@ -68,6 +71,9 @@ fn ladder() -> Vec<(String, Step)> {
         step(&format!("suspend_port::{abi}"), Box::new(move |place| channel::every_way(place, abi)));
     }
     step("suspend_port::emptied_node", Box::new(channel::emptied_node));
+    step("remus::evtchn", Box::new(|place| pages::remus(place, "suspend=evtchn", "evtchn")));
+    step("remus::xenstore", Box::new(|place| pages::remus(place, "evtchn=fifo", "xenstore")));
+    step("pages::budget", Box::new(pages::budget));
     step("trouble::receiver_never_answers", Box::new(trouble::receiver_never_answers));
     step("trouble::receiver_killed", Box::new(trouble::receiver_killed));
     step("trouble::garbage_request", Box::new(trouble::garbage_request));

@@ -5,7 +5,7 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::commands::{bench, check, direct, image, models, mutate, run, setup, suspend, test, timeline};
+use crate::commands::{bench, check, direct, dirty, image, models, mutate, remus, run, setup, suspend, test, timeline};
 use crate::drive::cycles::Kind;
 
 /// Builds, runs, migrates and checks stasis, a Xen PV guest kernel made to be suspended.
@@ -41,6 +41,15 @@ enum Command {
         #[arg(long)]
         checkpoint: bool,
     },
+    /// Checkpoint a guest without a pause by `xl remus`, into a null sink, --rounds times.
+    ///
+    /// The guest asks for the suspend event channel (suspend=evtchn; --extra suspend=xenstore for the other way). Shown: the spread of
+    /// what each phase took, and how many pages each round has sent. It fails unless the guest has gone on from every one.
+    Remus(remus::RemusOptions),
+    /// Count the pages that an idle guest writes to, in a second, in a checkpoint and in a restore.
+    ///
+    /// Counted by Xen's log-dirty mode. An idle guest that writes to 50 pages a second or more fails.
+    DirtyPages(dirty::DirtyOptions),
     /// Boot the kernel as Xen's initial domain: two seconds, no xl, no suspend.
     ///
     /// For self-tests (--extra test=NAME; test=list names them), for benches (--extra bench=NAME, bench=all,
@@ -93,6 +102,8 @@ impl Cli {
             Command::Migrate(options) => suspend::run(Kind::Migrate, &options),
             Command::SaveRestore { options, checkpoint: false } => suspend::run(Kind::SaveRestore, &options),
             Command::SaveRestore { options, checkpoint: true } => suspend::run(Kind::Checkpoint, &options),
+            Command::Remus(options) => remus::run(&options),
+            Command::DirtyPages(options) => dirty::run(&options),
             Command::Direct(options) => direct::run(&options),
             Command::Run(options) => run::run(&options),
             Command::Bench(options) => bench::run(&options),
@@ -123,7 +134,7 @@ mod tests {
     fn every_command_has_the_options_that_all_share() {
         let with = |words: &str| Cli::try_parse_from(format!("xtask {words}").split(' '));
         let guest = "--vcpus 4 --memory 32 --host-cpus 1 --extra log=debug --keep-logs";
-        for command in ["migrate", "save-restore", "run"] {
+        for command in ["migrate", "save-restore", "remus", "dirty-pages", "run"] {
             assert!(with(&format!("{command} {guest} --on host")).is_ok(), "{command}");
             assert!(with(&format!("{command} {guest} --on lab --stock-xen")).is_ok(), "{command}");
         }
@@ -132,6 +143,8 @@ mod tests {
         assert!(with("timeline guest.log --out /tmp").is_ok());
         assert!(with("bench drain,storm ipi-call --against linux --rounds 2").is_ok());
         assert!(with("bench downtime --against linux --vcpus 2,4 --sched both --rounds 1 --keep-logs").is_ok());
+        assert!(with("remus --rounds 1000 --interval 20").is_ok());
+        assert!(with("dirty-pages --seconds 10").is_ok());
         assert!(with("mutate evtchn smp --file word.rs --line 80 --list --limit 9 --keep-logs").is_ok());
         assert!(with("save-restore --cycles 3 --checkpoint").is_ok());
     }

@@ -81,6 +81,42 @@ pub fn survivors(rows: &[Survivor]) -> String {
     table.to_string()
 }
 
+/// One row for each quantity, in ns: how many, and their spread.
+pub fn spread(rows: &[(&str, Vec<u64>)]) -> String {
+    let mut table = table(&["what", "n", "least", "p50", "p90", "p99", "most"]);
+    for (name, values) in rows {
+        let mut values = values.clone();
+        values.sort_unstable();
+        let at = |percent| duration(percentile(&values, percent));
+        table.add_row([(*name).to_owned(), values.len().to_string(), at(0), at(50), at(90), at(99), at(100)]);
+    }
+    table.to_string()
+}
+
+/// Counts in a few words: the median and the extremes.
+pub fn counts(values: &[u64]) -> String {
+    let mut values = values.to_vec();
+    values.sort_unstable();
+    let at = |percent| percentile(&values, percent);
+    if values.is_empty() { "none".to_owned() } else { format!("{} ({} to {})", at(50), at(0), at(100)) }
+}
+
+/// Of sorted values: the smallest that is not below `percent` of them.
+fn percentile(sorted: &[u64], percent: usize) -> u64 {
+    let place = (sorted.len() * percent).div_ceil(100).max(1) - 1;
+    sorted.get(place).copied().unwrap_or(0)
+}
+
+/// Pages written to, by occasion.
+pub fn dirty(rows: &[(String, String)]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header(["when", "pages written to"]);
+    for (when, pages) in rows {
+        table.add_row([when, pages]);
+    }
+    table.to_string()
+}
+
 /// Nanoseconds with three significant digits and a unit that fits.
 pub fn duration(ns: u64) -> String {
     #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
@@ -99,7 +135,7 @@ fn table(headers: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header(headers);
     for (column, header) in table.column_iter_mut().zip(headers) {
-        if !["how", "layer", "why skipped"].contains(header) {
+        if !["how", "layer", "what", "why skipped"].contains(header) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
@@ -128,6 +164,17 @@ mod tests {
         ] {
             assert_eq!(duration(ns), want, "{ns}");
         }
+    }
+
+    #[test]
+    fn spreads_are_of_what_was_seen() {
+        let table = spread(&[("blackout", (1..=100).map(|n| n * 1000).collect())]);
+        for figure in ["1.00 us", "50.0 us", "90.0 us", "99.0 us", "100 us"] {
+            assert!(table.contains(figure), "{figure} in\n{table}");
+        }
+        assert_eq!(counts(&[23, 24, 4192]), "24 (23 to 4192)");
+        assert_eq!(counts(&[7]), "7 (7 to 7)");
+        assert_eq!(counts(&[]), "none");
     }
 
     fn row(incarnation: u64, blackout_ns: u64) -> Suspend {

@@ -50,6 +50,11 @@ impl Place {
         Ok(Place { host, image, kernel, logs: session.logs, guests: 0, nodes_before })
     }
 
+    /// Where the guests run.
+    pub(crate) fn host(&mut self) -> &mut Lab {
+        &mut self.host
+    }
+
     /// Starts a guest, waits until it is online and beats, lets `work` do its worst, and makes sure that
     /// the domain is gone afterwards. `work` may end the guest itself.
     pub(crate) fn with_guest(

@@ -149,6 +149,16 @@ impl<'h> Guest<'h> {
         }
     }
 
+    /// Passes over all that the guest has said so far. Judged it has been.
+    ///
+    /// # Errors
+    /// The guest's failure if there is one.
+    pub fn pass_over(&mut self) -> Result<()> {
+        self.drain()?;
+        self.heard.clear();
+        Ok(())
+    }
+
     /// Waits until every vCPU is online; the time from entry that the guest tells, in ns.
     ///
     /// # Errors

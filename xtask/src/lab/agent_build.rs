@@ -1,7 +1,7 @@
-//! Compiles the agent for dom0.
+//! Compiles our programs for dom0: the agent, and `log-dirty`.
 //!
-//! Owns the way from the agent's sources, which are part of this program, to a static executable. Named by a
-//! hash of the sources, so a change is compiled at the next boot. The machine's rustc does it: it is there,
+//! Owns the way from their sources, which are part of this program, to static executables. Named by a
+//! hash of the sources, so a change is compiled at the next use. The machine's rustc does it: it is there,
 //! because cargo has just built us.
 //!
 //! Turned down: a second binary of this package. The ladders in `tests/` are other programs that could not
@@ -15,22 +15,36 @@ use anyhow::{Context, Result};
 use super::cache::Cache;
 use super::command;
 
-const SOURCES: [(&str, &str); 4] = [
+/// File names and texts, the one with `main` first.
+type Sources = [(&'static str, &'static str)];
+
+const AGENT: &Sources = &[
     ("agent_main.rs", include_str!("agent_main.rs")),
     ("agent.rs", include_str!("agent.rs")),
     ("frame.rs", include_str!("frame.rs")),
     ("tail.rs", include_str!("tail.rs")),
 ];
 
+const LOG_DIRTY: &Sources = &[("log_dirty_main.rs", include_str!("log_dirty_main.rs"))];
+
 /// The compiled agent.
 pub(super) fn agent(cache: &Cache) -> Result<PathBuf> {
-    let name = format!("agent-{:016x}", SOURCES.iter().fold(HASH_START, |hash, (_, text)| hash_on(hash, text)));
-    let directory = cache.artefact(&name, build)?;
-    Ok(directory.join("agent"))
+    program(cache, "agent", AGENT)
 }
 
-fn build(directory: &Path) -> Result<()> {
-    for (name, text) in SOURCES {
+/// The compiled `log-dirty`.
+pub(super) fn log_dirty(cache: &Cache) -> Result<PathBuf> {
+    program(cache, "log-dirty", LOG_DIRTY)
+}
+
+fn program(cache: &Cache, name: &str, sources: &Sources) -> Result<PathBuf> {
+    let hash = sources.iter().fold(HASH_START, |hash, (_, text)| hash_on(hash, text));
+    let directory = cache.artefact(&format!("{name}-{hash:016x}"), |directory| build(directory, name, sources))?;
+    Ok(directory.join(name))
+}
+
+fn build(directory: &Path, program: &str, sources: &Sources) -> Result<()> {
+    for (name, text) in sources {
         std::fs::write(directory.join(name), text).with_context(|| format!("writing {name}"))?;
     }
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
@@ -39,12 +53,12 @@ fn build(directory: &Path) -> Result<()> {
     compile
         .args(["--edition=2024", "-Copt-level=2", "-Cpanic=abort", "-Cstrip=symbols", "-Ctarget-feature=+crt-static"])
         .args(["--target=x86_64-unknown-linux-gnu", "-o"])
-        .arg(directory.join("agent"))
-        .arg(directory.join("agent_main.rs"))
+        .arg(directory.join(program))
+        .args(sources.first().map(|(main, _)| directory.join(main)))
         .env_remove("RUSTFLAGS")
         // rustup chooses the repository's toolchain by the directory.
         .current_dir(super::repository());
-    command::output("compiling the lab's agent", &mut compile).map(|_| ())
+    command::output(&format!("compiling {program} for dom0"), &mut compile).map(|_| ())
 }
 
 pub(super) const HASH_START: u64 = 0xcbf2_9ce4_8422_2325;

@@ -33,7 +33,7 @@ mod xen;
 pub use apt::require;
 pub use direct::{DirectConfig, DirectEnd, direct};
 pub use peer::{BenchPeer, Peer, bench_peer, peer};
-pub use prepare::{Prepared, packages, prepare};
+pub use prepare::{Prepared, log_dirty, packages, prepare};
 pub use size::{Memory, memory_for};
 
 pub(crate) use link::Splitter;

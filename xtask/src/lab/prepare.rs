@@ -75,6 +75,15 @@ pub fn prepare(progress: &dyn Progress, want_shadow: bool) -> Result<Prepared> {
     Ok(Prepared { xen, kernel: base.join("vmlinux"), dom0_release, base: base.join("base.cpio"), agent })
 }
 
+/// The program that tells which pages a domain writes to, for any dom0 with Xen 4.17.
+/// # Errors
+/// When it cannot be compiled.
+pub fn log_dirty(progress: &dyn Progress) -> Result<Vec<u8>> {
+    let cache = Cache::open(&cache::directory(), progress)?;
+    let path = agent_build::log_dirty(&cache)?;
+    std::fs::read(&path).with_context(|| format!("reading {}", path.display()))
+}
+
 fn make_base(cache: &Cache, directory: &Path, progress: &dyn Progress) -> Result<()> {
     progress.note("fetching dom0's packages");
     let archive = Archive::open(&cache.path("apt"), progress)?;
