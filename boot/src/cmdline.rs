@@ -47,6 +47,8 @@ pub enum Workload {
     Heartbeat,
     /// What a suspend costs a task on each vcpu, measured.
     Blackout,
+    /// Vector registers of every vcpu, verified after every resume.
+    Vectors,
 }
 
 /// What is kept and told of when each vcpu reached what in a suspend, `trace=`.
@@ -152,8 +154,9 @@ impl<'a> Cmdline<'a> {
                         ("idle", Workload::Idle),
                         ("heartbeat", Workload::Heartbeat),
                         ("blackout", Workload::Blackout),
+                        ("vectors", Workload::Vectors),
                     ];
-                    line.workload = choose(key, value, "idle|heartbeat|blackout", &choices)?;
+                    line.workload = choose(key, value, "idle|heartbeat|blackout|vectors", &choices)?;
                 }
                 "suspend" => {
                     let choices = [("xenstore", SuspendVia::Xenstore), ("evtchn", SuspendVia::Evtchn)];

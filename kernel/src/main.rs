@@ -78,6 +78,8 @@ mod trace;
 #[cfg(target_os = "none")]
 mod traps;
 #[cfg(target_os = "none")]
+mod vector;
+#[cfg(target_os = "none")]
 mod wait;
 #[cfg(any(test, target_os = "none"))]
 mod workload;

@@ -1,11 +1,11 @@
-//! The ladder under xl: start, save, restore, checkpoint, migrate, fail, end; one lab for all steps but one.
+//! The ladder under xl: start, save, restore, checkpoint, migrate, fail, end; one lab for all steps but two.
 //!
 //! Each step creates its own guest and sees it gone from Xen and xenstore at its end, so any of them
 //! can be run alone (`cargo test -p tests --test xl -- migrate::`) and a failed one leaves nothing to
 //! the next. The order is from plain to hard. `steps` are the good ways, `trouble` the others,
 //! `ports` compares the guest's view with Xen's, `phases` looks at what it tells of its suspends,
 //! `hotplug` changes how many vCPUs are up, `channel` suspends through the suspend event channel, `pages` counts what
-//! is written to and runs xl remus.
+//! is written to and runs xl remus, `vectors` looks at registers.
 
 #![forbid(unsafe_code)]
 
@@ -25,6 +25,8 @@ mod ports;
 mod steps;
 #[path = "xl/trouble.rs"]
 mod trouble;
+#[path = "xl/vectors.rs"]
+mod vectors;
 
 use anyhow::Result;
 use libtest_mimic::Trial;
@@ -71,6 +73,7 @@ fn ladder() -> Vec<(String, Step)> {
         step(&format!("suspend_port::{abi}"), Box::new(move |place| channel::every_way(place, abi)));
     }
     step("suspend_port::emptied_node", Box::new(channel::emptied_node));
+    step("vectors::xmm", Box::new(vectors::xmm));
     step("remus::evtchn", Box::new(|place| pages::remus(place, "suspend=evtchn", "evtchn")));
     step("remus::xenstore", Box::new(|place| pages::remus(place, "evtchn=fifo", "xenstore")));
     step("pages::budget", Box::new(pages::budget));
@@ -96,8 +99,11 @@ fn ladder() -> Vec<(String, Step)> {
 fn main() {
     let invocation = Invocation::from_env();
     let place = Shared::<Place>::new();
-    // Before the others: it has a lab of its own, and there is memory for one at a time.
-    let mut trials = vec![Trial::test("trouble::no_log_dirty", || verdict(trouble::no_log_dirty()))];
+    // Before the others: each has a lab of its own, and there is memory for one at a time.
+    let mut trials = vec![
+        Trial::test("trouble::no_log_dirty", || verdict(trouble::no_log_dirty())),
+        Trial::test("vectors::ymm", || verdict(vectors::ymm())),
+    ];
     trials.extend(ladder().into_iter().map(|(name, work)| {
         let place = place.clone();
         Trial::test(name, move || verdict(place.with(Place::set_up, work)))

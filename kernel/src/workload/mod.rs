@@ -7,6 +7,8 @@ mod heartbeat;
 mod numbers;
 #[cfg(target_os = "none")]
 mod pattern;
+#[cfg(target_os = "none")]
+mod vectors;
 
 #[cfg(target_os = "none")]
 use boot::Workload;
@@ -26,6 +28,7 @@ pub(crate) fn start(workload: Workload) {
             pattern::start();
         }
         Workload::Blackout => blackout::start(),
+        Workload::Vectors => vectors::start(),
     }
 }
 
@@ -56,5 +59,6 @@ pub(crate) fn before_suspend() {
 #[cfg(target_os = "none")]
 pub(crate) fn after_suspend(over: Over) {
     pattern::verify();
+    vectors::verify();
     blackout::suspend_is_over(over);
 }

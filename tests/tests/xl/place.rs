@@ -10,7 +10,7 @@ use xtask::drive::cycles::Expect;
 use xtask::drive::domain::clear;
 use xtask::drive::guest::{Guest, Limits};
 use xtask::host::Host;
-use xtask::lab::{Lab, LabConfig, memory_for};
+use xtask::lab::{Lab, LabConfig, Processor, memory_for};
 use xtask::xlcfg::{self, GuestConfig};
 
 /// The largest guest of the ladder; the lab's memory is for two of them.
@@ -33,7 +33,12 @@ pub(crate) struct Place {
 impl Place {
     /// Builds the kernel and boots the lab.
     pub(crate) fn set_up() -> Result<Place> {
-        let session = session("xl")?;
+        Place::set_up_on("xl", Processor::Usual)
+    }
+
+    /// The same on processors of choice, logging as `name`.
+    pub(crate) fn set_up_on(name: &str, processor: Processor) -> Result<Place> {
+        let session = session(name)?;
         let image = build(&session)?.path;
         let config = LabConfig {
             host_cpus: 2,
@@ -43,7 +48,7 @@ impl Place {
             deterministic: false,
             logs: session.logs.clone(),
         };
-        let mut host = Lab::boot(&config, &session.terminal)?;
+        let mut host = Lab::boot_on(processor, &config, &session.terminal)?;
         let bytes = fs::read(&image).with_context(|| format!("cannot read {}", image.display()))?;
         let kernel = host.put("stasis.elf", &bytes)?;
         let nodes_before = nodes(&mut host)?;

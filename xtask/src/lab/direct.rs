@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::prepare::Prepared;
-use super::qemu::{Accelerator, Machine, Qemu, Wiring};
+use super::qemu::{Accelerator, Machine, Processor, Qemu, Wiring};
 use super::{save, xen_args};
 
 /// What to boot directly.
@@ -62,6 +62,7 @@ pub fn direct(
     std::fs::create_dir_all(&config.logs).with_context(|| format!("creating {}", config.logs.display()))?;
     let machine = Machine {
         accelerator: Accelerator::choose(&prepared.xen, config.deterministic)?,
+        processor: Processor::Usual,
         cpus: config.host_cpus,
         memory_mib: config.memory_mib + 160,
         xen: prepared.xen.clone(),

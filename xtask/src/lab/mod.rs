@@ -34,6 +34,7 @@ pub use apt::require;
 pub use direct::{DirectConfig, DirectEnd, direct};
 pub use peer::{BenchPeer, Peer, bench_peer, peer};
 pub use prepare::{Prepared, log_dirty, packages, prepare};
+pub use qemu::Processor;
 pub use size::{Memory, memory_for};
 
 pub(crate) use link::Splitter;
@@ -92,6 +93,13 @@ impl Lab {
     /// # Errors
     /// When something cannot be prepared, or the boot fails or takes too long; with the end of the logs.
     pub fn boot(config: &LabConfig, progress: &dyn Progress) -> Result<Self> {
+        Self::boot_on(Processor::Usual, config, progress)
+    }
+
+    /// The same on processors of choice.
+    /// # Errors
+    /// As [`Lab::boot`].
+    pub fn boot_on(processor: Processor, config: &LabConfig, progress: &dyn Progress) -> Result<Self> {
         if !(1..=255).contains(&config.host_cpus) {
             bail!("a machine of {} processors cannot be emulated; 1 to 255 can", config.host_cpus);
         }
@@ -113,6 +121,7 @@ impl Lab {
         progress.note(&format!("QEMU with {}", accelerator.name()));
         let machine = Machine {
             accelerator,
+            processor,
             cpus: config.host_cpus,
             memory_mib: config.memory.machine_mib,
             xen: prepared.xen.clone(),

@@ -47,10 +47,21 @@ pub(super) enum Accelerator {
     Counting,
 }
 
+/// The processors of an emulated machine. With hardware virtualisation they are the machine's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Processor {
+    /// What figures are comparable with, and works everywhere. It has no AVX.
+    #[default]
+    Usual,
+    /// With all that QEMU can emulate, AVX among it; without SMAP and SMEP, which break Linux PV guests under TCG.
+    Wide,
+}
+
 /// The machine that Xen runs on.
 #[derive(Debug)]
 pub(super) struct Machine {
     pub(super) accelerator: Accelerator,
+    pub(super) processor: Processor,
     pub(super) cpus: u32,
     pub(super) memory_mib: u32,
     pub(super) xen: PathBuf,
@@ -124,6 +135,7 @@ impl Accelerator {
         }
         let machine = Machine {
             accelerator: Self::Kvm,
+            processor: Processor::Usual,
             cpus: 2,
             memory_mib: 512,
             xen: xen.to_owned(),
@@ -163,8 +175,9 @@ impl Machine {
     fn arguments(&self, wiring: &Wiring) -> Vec<OsString> {
         let accelerator: &[&str] = match self.accelerator {
             Accelerator::Kvm => &["-accel", "kvm", "-cpu", "host"],
-            // `-cpu max` breaks Linux PV guests under TCG.
-            Accelerator::Tcg => &["-accel", "tcg,thread=multi", "-cpu", "qemu64"],
+            // `-cpu max` as it is breaks Linux PV guests under TCG.
+            Accelerator::Tcg if self.processor == Processor::Usual => &["-accel", "tcg,thread=multi", "-cpu", "qemu64"],
+            Accelerator::Tcg => &["-accel", "tcg,thread=multi", "-cpu", "max,-smap,-smep"],
             Accelerator::Counting => &COUNTING,
         };
         let mut arguments: Vec<OsString> = vec!["-machine".into(), "q35".into()];
@@ -307,6 +320,7 @@ mod tests {
     fn machine() -> Machine {
         Machine {
             accelerator: Accelerator::Tcg,
+            processor: Processor::Usual,
             cpus: 2,
             memory_mib: 512,
             xen: "xen".into(),
