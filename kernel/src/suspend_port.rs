@@ -10,7 +10,7 @@
 //! | hazard | what is done about it here |
 //! |---|---|
 //! | the node names a port that cannot be bound: every save fails at once | it is written once the port is bound here, and the port lives as long as the domain; a restore's empty node has the toolstack use `control/shutdown` |
-//! | a ring is not acknowledged and cannot be taken back: a guest that suspends after the toolstack's 60 s stays suspended | a ring that was not seen to within half of that is refused ([`LATE_NS`]); the suspend's own limits are the other half |
+//! | a ring is not acknowledged and cannot be taken back: a guest that suspends after the toolstack has given up, after 60 s, stays suspended | a ring is refused when nobody has the port's other end any more, which is closed by who gives up; and when it was not seen to within half of that time ([`LATE_NS`]), of which the suspend's own limits are the other half |
 //! | Xen goes on telling only the port's other end that the domain is suspended, also when that toolstack has gone: a request by `control/shutdown` is then not seen to be met, for 60 s, and a migration leaves the guest suspended | the node is never taken back; once the port has rung, requests by `control/shutdown` are refused, and the node written again: somebody must have emptied it |
 //! | a ring of a life before the restore | forgotten with its port |
 //! | rings without end | the port is masked from a ring on until the task has seen it |
@@ -26,7 +26,7 @@ use evtchn::{Action, EndOfEvent, PortNr};
 use percpu::CpuId;
 use spin::Once;
 use xen_sys::abi::xen::{DOMID_SELF, domid_t};
-use xen_sys::hypercall::evtchn as hypercall;
+use xen_sys::hypercall::evtchn::{self as hypercall, BoundTo};
 use xen_sys::primitive::sync::atomic::{AtomicU64, Ordering};
 use xenbus::{Store, suspend_channel};
 
@@ -116,12 +116,22 @@ pub(crate) async fn rang() -> u64 {
 
 /// Answers a ring that came at guest time `rang_ns`. Context: the control task.
 pub(crate) async fn serve(store: &'static Store, rang_ns: u64) {
-    if time::now_ns().saturating_sub(rang_ns) > LATE_NS {
-        crate::say!("suspend-request", via = "evtchn");
-        crate::say!("suspend-abort", reason = "request-too-old", missing = "none");
-        return;
-    }
-    suspend::serve(store, "evtchn", rang_ns).await;
+    let refused = if !is_bound() {
+        "toolstack-is-gone"
+    } else if time::now_ns().saturating_sub(rang_ns) > LATE_NS {
+        "request-too-old"
+    } else {
+        return suspend::serve(store, "evtchn", rang_ns).await;
+    };
+    crate::say!("suspend-request", via = "evtchn");
+    crate::say!("suspend-abort", reason = refused, missing = "none");
+}
+
+/// Whether somebody has the other end of the port.
+fn is_bound() -> bool {
+    let Some(port) = action().port() else { return false };
+    let status = hypercall::status(DOMID_SELF, port.nr.get());
+    matches!(status.map(|status| status.bound_to), Ok(BoundTo::Interdomain { .. }))
 }
 
 /// Refuses a request that came through `control/shutdown` although the port is in use. Context: the control task.

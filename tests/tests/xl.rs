@@ -73,6 +73,7 @@ fn ladder() -> Vec<(String, Step)> {
         step(&format!("suspend_port::{abi}"), Box::new(move |place| channel::every_way(place, abi)));
     }
     step("suspend_port::emptied_node", Box::new(channel::emptied_node));
+    step("suspend_port::toolstack_gone", Box::new(channel::toolstack_gone));
     step("vectors::xmm", Box::new(vectors::xmm));
     step("remus::evtchn", Box::new(|place| pages::remus(place, "suspend=evtchn", "evtchn")));
     step("remus::xenstore", Box::new(|place| pages::remus(place, "evtchn=fifo", "xenstore")));

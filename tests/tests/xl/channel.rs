@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use xtask::contract::Event;
 use xtask::drive::cycles::{Kind, came_back, heartbeats_after};
+use xtask::drive::domain::image;
 use xtask::drive::guest::Guest;
 
 use crate::place::Place;
@@ -46,6 +47,34 @@ pub(crate) fn emptied_node(place: &mut Place) -> Result<()> {
         }
         ensure!(offered(guest)? == port, "another port than {port} is offered in the same life of the domain");
         suspend_by_ring(guest, Kind::Checkpoint).context("after the refusal")?;
+        guest.power_off()
+    })
+}
+
+/// A toolstack that rings and goes away before the guest has seen it: nobody would have the guest go on, so it does not suspend.
+pub(crate) fn toolstack_gone(place: &mut Place) -> Result<()> {
+    place.with_guest_of(WORDS, VCPUS, 32, |guest| {
+        offered(guest)?;
+        let (name, image) = (guest.name().to_owned(), image(guest.name()));
+        // Paused it takes the ring when it is unpaused. xl says nothing between the ring and the end of its patience.
+        let script = format!(
+            "trap 'rm -f {image}' EXIT; xl pause {name}; xl save -c {name} {image} >/tmp/{name}.log 2>&1 & job=$!\n\
+             sleep 8; kill -0 $job || {{ cat /tmp/{name}.log; exit 8; }}\n\
+             kill -KILL $job $(ps -o pid,ppid | while read pid parent; do [ \"$parent\" = $job ] && echo $pid; done)\n\
+             sleep 1; xl unpause {name}"
+        );
+        guest.command_ok(&script, guest.limits().transfer)?;
+        let reason = guest.wait_for("the ring to be refused", guest.limits().word, |said| match &said.event {
+            Event::SuspendAbort { reason, .. } => Some(Ok(reason.clone())),
+            Event::Continued { .. } | Event::Resumed { .. } => Some(Err(said.line.clone())),
+            _ => None,
+        })?;
+        match reason {
+            Ok(reason) => ensure!(reason == "toolstack-is-gone", "it is refused for {reason}"),
+            Err(line) => bail!("the guest has suspended for nobody: {line}"),
+        }
+        guest.wait_heartbeats(2)?;
+        suspend_by_ring(guest, Kind::Checkpoint).context("by a toolstack that stays")?;
         guest.power_off()
     })
 }
