@@ -11,7 +11,7 @@ use core::fmt;
 
 use crate::order::{EachCpu, Prepare, TakeOver};
 
-/// A moment that has been reached. The number is [`Mark::code`]: a mark is made by storing it, not by looking it up.
+/// A moment that has been reached. Its number is what a ring stores: a mark is made without looking anything up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum Mark {
