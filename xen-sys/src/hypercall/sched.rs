@@ -4,8 +4,12 @@
 
 use super::{address_of, raw};
 use crate::Errno;
-use crate::abi::sched::{SCHEDOP_block, SCHEDOP_shutdown, SCHEDOP_yield, SHUTDOWN_suspend, SchedShutdown};
+use crate::abi::GuestHandle;
+use crate::abi::sched::{
+    SCHEDOP_block, SCHEDOP_poll, SCHEDOP_shutdown, SCHEDOP_yield, SHUTDOWN_suspend, SchedPoll, SchedShutdown,
+};
 use crate::abi::xen::__HYPERVISOR_sched_op;
+use crate::primitive::sync::atomic::AtomicU32;
 
 /// Lets other vcpus run first; never blocks and needs no waker. The upcall mask is left alone.
 #[inline]
@@ -21,6 +25,23 @@ pub fn yield_() {
 pub unsafe fn block() {
     // SAFETY: the caller has nothing that an upcall could break. The result is always 0.
     unsafe { raw::hypercall2(__HYPERVISOR_sched_op, SCHEDOP_block.into(), 0) };
+}
+
+/// Waits until the port that `port` holds is pending, `until_ns` is reached (system time; 0: no limit), or an event is there
+/// for this vcpu and its upcalls are unmasked. Returns at once if one of these holds already. Xen reads `port` inside the call, so a
+/// value that is stored before the call begins is the one that counts. The upcall mask is left alone; the port had better
+/// be masked.
+///
+/// An event that comes for this vcpu while its upcalls are masked ends the wait too, if none was pending before.
+/// # Errors
+/// `EINVAL`: there is no such port, and nothing was waited for.
+#[inline]
+pub fn poll(port: &AtomicU32, until_ns: u64) -> Result<(), Errno> {
+    let word = core::ptr::from_ref(port).cast_mut().cast();
+    let mut op = SchedPoll { ports: GuestHandle::new(word), nr_ports: 1, timeout: until_ns };
+    // SAFETY: Xen reads `op` and the word that it points to.
+    let ret = unsafe { raw::hypercall2(__HYPERVISOR_sched_op, SCHEDOP_poll.into(), address_of(&mut op)) };
+    Errno::check(ret).map(drop)
 }
 
 /// # Safety
