@@ -17,7 +17,7 @@ use core::ptr;
 
 use xen_sys::abi::vcpu::VcpuRunstateInfo;
 use xen_sys::abi::xen::VcpuInfo;
-use xen_sys::primitive::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use xen_sys::primitive::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
 use crate::CpuId;
 
@@ -32,6 +32,9 @@ pub struct Area {
     cpu: CpuId,
     /// This CPU stands in a rendezvous, and nothing of Xen's may be relied on: see [`Area::set_parked`].
     parked: AtomicBool,
+    /// Where this CPU was when its last upcall came. Written by the upcall's entry; read by anybody, for people. Suspend:
+    /// *kept*.
+    pub upcall_rip: AtomicU64,
     /// Written by Xen, read by anybody (statistics and the watchdog). Suspend: *cleared*, registered again.
     pub runstate: VcpuRunstateInfo,
 }
@@ -59,6 +62,7 @@ impl Area {
             this: AtomicPtr::new(ptr::null_mut()),
             cpu,
             parked: AtomicBool::new(false),
+            upcall_rip: AtomicU64::new(0),
             runstate: VcpuRunstateInfo::new(),
         }
     }

@@ -36,7 +36,7 @@ use crate::bring_up::Vcpus;
 use crate::mail::{Delivery, Mail};
 use crate::missing::Missing;
 use crate::phase::Outcome;
-use crate::relax::{Backoff, Clock, Patience, Relax};
+use crate::relax::{Backoff, Clock, Gate, Patience, Relax};
 use crate::rendezvous::{Lead, Rendezvous};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -154,17 +154,17 @@ impl Hotplug {
     /// # Errors
     /// Who did not come to the rendezvous; or what `check` found. All are up then as before.
     #[expect(clippy::result_large_err, reason = "as in `Rendezvous::run`")]
-    pub fn take_down<D, R, C, E>(
+    pub fn take_down<D, G, C, E>(
         &self,
         rendezvous: &Rendezvous,
-        lead: &Lead<'_, D, R, C>,
+        lead: &Lead<'_, D, G, C>,
         vcpus: &impl Vcpus,
         (cpus, life): (&CpuSet, u32),
         check: impl FnOnce(&Quiesced) -> Result<(), E>,
     ) -> Result<Result<(), E>, Missing>
     where
         D: Delivery,
-        R: Relax + ?Sized,
+        G: Gate + ?Sized,
         C: Clock + ?Sized,
     {
         let leaving = || cpus.iter().filter(|cpu| *cpu != CpuId::BOOT && cpu.index() < self.slots.nr());
@@ -179,7 +179,7 @@ impl Hotplug {
             (Outcome::Cancelled, checked)
         })?;
         for cpu in leaving() {
-            self.await_gone(cpu, rendezvous, lead.relax, vcpus, life);
+            self.await_gone(cpu, rendezvous, lead.gate, vcpus, life);
         }
         Ok(checked)
     }
@@ -242,6 +242,7 @@ mod tests {
 
     use super::*;
     use crate::bring_up::{self, VcpuInfoPlace};
+    use crate::rendezvous::Limits;
     use crate::tests::{Alone, Noted};
 
     /// Xen, which lets a vcpu that goes down return when it is brought up.
@@ -336,7 +337,9 @@ mod tests {
 
         #[expect(clippy::result_large_err, reason = "as what it tests")]
         fn down(&self, cpus: &CpuSet, limit_ns: u64, check: Result<(), u8>) -> Result<Result<(), u8>, Missing> {
-            let lead = Lead { mail: &self.mail, relax: &Alone, clock: &Looks(AtomicU32::new(0)), limit_ns };
+            let limits = Limits::only(limit_ns);
+            let clock = Looks(AtomicU32::new(0));
+            let lead = Lead { mail: &self.mail, gate: &Alone, clock: &clock, limits, overdue: &|_| () };
             self.hotplug.take_down(&self.rendezvous, &lead, &self.xen, (cpus, 7), |_| check)
         }
 

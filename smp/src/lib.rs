@@ -7,12 +7,13 @@
 //! - [`RollCall`]: the proof that all of them are there.
 //! - [`trace`]: when each of them reached what.
 //!
-//! What this crate needs of the kernel it asks for in small traits: [`Delivery`], [`Relax`], [`Clock`], and in
+//! What this crate needs of the kernel it asks for in small traits: [`Delivery`], [`Relax`], [`Gate`], [`Clock`], and in
 //! [`suspend`] the steps. It knows no ports, no page tables and no tasks.
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;
 
+mod arrivals;
 pub mod bring_up;
 mod broadcast;
 pub mod call;
@@ -38,6 +39,6 @@ pub use mail::{Delivery, Down, Mail};
 pub use missing::{Awaited, Missing};
 pub use pending::Pending;
 pub use phase::Outcome;
-pub use relax::{Backoff, Clock, Patience, Relax};
-pub use rendezvous::{Lead, Parked, Rendezvous};
+pub use relax::{Backoff, Clock, Gate, Patience, Relax};
+pub use rendezvous::{Lead, Limits, Parked, Rendezvous};
 pub use roll_call::{Progress, RollCall};

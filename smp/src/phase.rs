@@ -8,15 +8,15 @@
 //! |---|---|---|
 //! | 0 | 0 | `Run`: there has been none yet |
 //! | 1 | generation | `Quiesce`: come, acknowledge, go on serving your inbox |
-//! | 2 | generation | `Stopped`: acknowledge and touch nothing |
+//! | 2 | generation | `Stopped`: touch nothing |
 //! | 3, 4, 5 | generation | `Released`, as `Resumed`, `Continued`, `Cancelled` |
 //!
 //! | acknowledgement, bits 0..=1 | 2..=63 | meaning |
 //! |---|---|---|
 //! | 0 | 0 | `Offline`: the vcpu is down, nobody waits for it |
 //! | 1 | 0 | `Out`: it runs |
-//! | 2 | generation | `Arrived`: it waits, and serves its inbox |
-//! | 3 | generation | `Stopped`: it touches nothing |
+//! | 2 | generation | `Arrived`: it waits and touches nothing |
+//! | 3 | generation | `Serving`: it has arrived, and looks into its inbox again |
 //!
 //! A release is final for its generation: the word keeps it until the next `Quiesce`. 61 bits of generations last for
 //! ever.
@@ -31,6 +31,11 @@ pub(crate) struct Generation(u64);
 impl Generation {
     fn next(self) -> Generation {
         Generation(self.0 + 1)
+    }
+
+    /// As a number.
+    pub(crate) fn number(self) -> u64 {
+        self.0
     }
 }
 
@@ -94,7 +99,7 @@ pub(crate) enum Ack {
     Offline,
     Out,
     Arrived(Generation),
-    Stopped(Generation),
+    Serving(Generation),
 }
 
 impl Ack {
@@ -103,7 +108,7 @@ impl Ack {
             Ack::Offline => 0,
             Ack::Out => 1,
             Ack::Arrived(g) => g.0 << 2 | 2,
-            Ack::Stopped(g) => g.0 << 2 | 3,
+            Ack::Serving(g) => g.0 << 2 | 3,
         }
     }
 
@@ -112,7 +117,7 @@ impl Ack {
         match word & 3 {
             1 => Ack::Out,
             2 => Ack::Arrived(generation),
-            3 => Ack::Stopped(generation),
+            3 => Ack::Serving(generation),
             _ => Ack::Offline,
         }
     }
@@ -170,7 +175,7 @@ mod tests {
             ] {
                 assert_eq!(Phase::decode(phase.encode()), phase);
             }
-            for ack in [Ack::Offline, Ack::Out, Ack::Arrived(g), Ack::Stopped(g)] {
+            for ack in [Ack::Offline, Ack::Out, Ack::Arrived(g), Ack::Serving(g)] {
                 assert_eq!(Ack::decode(ack.encode()), ack);
             }
         }

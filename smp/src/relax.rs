@@ -1,13 +1,13 @@
-//! How to wait for another vcpu, and what time it is: the two things that this crate asks of the kernel.
+//! How to wait for another vcpu, and what time it is: what this crate asks of the kernel besides the mail.
 //!
 //! vCPUs outnumber processors as a rule, so the one we wait for is often not running, and our spinning is what
 //! keeps it from it. On an idle host, though, a short spin is the fastest wait there is. So [`Backoff`] spins a
-//! little and then gives the processor back to Xen at every step. It holds no state outside of the waiter's
-//! stack: a vcpu that waits in the rendezvous may not rely on anything else.
-//!
-//! `SCHEDOP_poll` in place of the yield frees the processor for longer, but it needs a port that wakes the waiter,
-//! and one that starts just after a restore may then sleep for ever. A yield needs nobody.
+//! little and then gives the processor back to Xen at every step. It needs nobody who wakes the waiter, which is
+//! right for short waits. In a rendezvous many wait for long, and those that yield are what Xen runs instead of
+//! those that are waited for: they sleep at a [`Gate`].
 #![forbid(unsafe_code)]
+
+use percpu::Masked;
 
 /// Ways to pass time without sleeping. Context: any, also quiesced: both touch only this vcpu's registers.
 pub trait Relax {
@@ -16,6 +16,38 @@ pub trait Relax {
 
     /// Lets Xen run another vcpu first: `SCHEDOP_yield`. Returns soon, never blocks, needs no waker.
     fn give_up_processor(&self);
+}
+
+/// Where those who wait in a rendezvous sleep. One for the domain; the leader opens and shuts it.
+///
+/// Everything here may return for no reason at any time; whoever waits looks again. A kernel that has no gate yields
+/// in its place, which is what the defaults do.
+pub trait Gate: Relax {
+    /// From here on waits at the gate last until [`open`](Gate::open). Context: the leader, nobody at the gate.
+    fn shut(&self) {}
+
+    /// From here on no wait begins, and those that have begun last. For the time in which a suspend may strike: a
+    /// wait that began in the new domain would have nobody who ends it. Context: the leader, before its work.
+    fn seal(&self) {}
+
+    /// Ends all waits, and those that begin until the next [`shut`](Gate::shut) do not last. Context: the leader, in
+    /// the same domain or in a new one, where Xen has ended them.
+    fn open(&self) {}
+
+    /// Waits at the gate; an event for this CPU, or one that is there already, ends the wait too, and so does
+    /// `limit_ns`. No handler runs: what came waits for [`take_events`](Gate::take_events). Context: parked, or the
+    /// leader in its task. A suspend may strike at any instruction of it.
+    fn doze(&self, _masked: &Masked, _limit_ns: Option<u64>) {
+        self.give_up_processor();
+    }
+
+    /// Waits at the gate. Context: parked. A suspend may strike at any instruction of it.
+    fn sleep(&self, _masked: &Masked) {
+        self.give_up_processor();
+    }
+
+    /// Takes the events of this CPU that wait, as their upcall would. Context: one in which handlers may run.
+    fn take_events(&self, _masked: &Masked) {}
 }
 
 /// The guest's monotonic time. Not to be read while quiesced by a follower, as after a restore its time page is that

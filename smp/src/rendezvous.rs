@@ -3,41 +3,47 @@
 //! | phase | leader (vCPU 0) | follower, in [`Rendezvous::park`] |
 //! |---|---|---|
 //! | `Run` or `Released` | waits until all are out of the last one | runs |
-//! | `Quiesce` | rings every CPU, serves its inbox, waits for all `Arrived` | acknowledges, serves its inbox |
-//! | `Stopped` | waits for all `Stopped`, then does the work | acknowledges, looks at the phase word |
-//! | `Released` | runs | restores what it must, then says `Out` |
+//! | `Quiesce` | rings every CPU, dozes until all have `Arrived`, serving its inbox | serves its inbox, acknowledges, dozes |
+//! | `Stopped` | looks whether all are `Arrived` still, then does the work | sleeps on |
+//! | `Released` | opens the gate, runs | restores what it must, then says `Out` |
 //!
-//! Two acknowledgements, not one: a task that waits for a call on another CPU cannot park before the call has been
-//! done, so CPUs that have arrived go on serving calls until the last has arrived; then nobody can be waiting for
-//! anybody.
+//! A task that waits for a call on another CPU cannot park before the call has been done, so CPUs that have arrived go
+//! on serving calls until the last has arrived; then nobody can be waiting for anybody. A follower that serves says
+//! `Serving` first and then looks at the phase again; the leader says `Stopped` first and then looks at the
+//! acknowledgements again. So one of them sees the other, and the many that sleep are not woken to say that they have
+//! stopped: each of them is scheduled twice in a rendezvous, to come and to leave.
 //!
 //! Nobody parks inside an upcall. The IPI only gets a CPU out of sleep or user mode; its executor asks
 //! [`is_requested`](Rendezvous::is_requested) between polls and parks there, so no task is ever stopped half way
 //! through an update of page tables, and no kernel code can hold an mfn across a suspend.
 //!
 //! **The suspend may strike a follower at any instruction of its wait**, and after a restore it runs on at once, before
-//! the leader does, on an old clock page, without ports and without the vcpu_info that it had registered. So from its
-//! second acknowledgement to its release a follower reads one word, executes `PAUSE` or yields, and does nothing else.
-//! The restored domain has a structure in the place of vcpu_info that may deliver an upcall all the same: the upcall's
-//! entry has to return at once then, with the frame's IF clear, which it knows from the flag that the kernel sets
-//! around [`Rendezvous::park`] (`percpu::Area::set_parked`).
+//! the leader does, on an old clock page, without ports and without the vcpu_info that it had registered. So while its
+//! acknowledgement stands and the phase is not `Quiesce`, a follower reads one word, waits at the [`Gate`] or yields, and
+//! does nothing else. The leader seals the gate before its work: whoever begins to wait in the new domain does not sleep,
+//! and those that slept have been woken by Xen. The restored domain has a structure in the place of vcpu_info that may
+//! deliver an upcall all the same: the upcall's entry has to return at once then, with the frame's IF clear, which it knows
+//! from the flag that the kernel sets around [`Rendezvous::park`] (`percpu::Area::set_parked`).
 //!
-//! Who writes: the phase word only the leader, each acknowledgement only its CPU (vCPU 0 for one that is down).
-//! Suspend: *kept*. Blocking, with a limit before the work. Turned down: stopping in the upcall (Xen's `stop_machine`
-//! may, as it has no page-table update that an upcall can interrupt); one counter for all acknowledgements (a shared
-//! line that everybody writes, and it cannot tell who is missing).
+//! Who writes: the phase word only the leader, each acknowledgement only its CPU (vCPU 0 for one that is down), the
+//! count of arrivals each CPU once. Suspend: *kept*. Blocking, with a limit before the work. Turned down: stopping in the
+//! upcall (Xen's `stop_machine` may, as it has no page-table update that an upcall can interrupt); a counter in place of
+//! the acknowledgements (it cannot tell who is missing); a second acknowledgement for `Stopped`, which has each CPU
+//! scheduled once more; what else was tried is in `docs/decisions/0005-rendezvous-waits.md`.
 //!
 //! Weakening any ordering below fails in `tests/loom_rendezvous.rs`.
 
 use crossbeam_utils::CachePadded;
 use percpu::{CpuId, CpuSet, Masked, PerCpu, Quiesced, current};
-use xen_sys::primitive::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use xen_sys::primitive::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use xen_sys::primitive::sync::atomic::fence;
 
+use crate::arrivals::Arrivals;
 use crate::inbox::Kind;
 use crate::mail::{Delivery, Mail};
 use crate::missing::{Awaited, Missing};
 use crate::phase::{Ack, AtomicAck, AtomicPhase, Outcome, Phase};
-use crate::relax::{Backoff, Clock, Patience, Relax};
+use crate::relax::{Backoff, Clock, Gate, Patience};
 use crate::trace::Mark;
 
 /// The state of all rendezvous of this kernel.
@@ -45,23 +51,49 @@ use crate::trace::Mark;
 /// - RV1: every vcpu but vCPU 0 that executes kernel code has an acknowledgement other than `Offline`: it is admitted
 ///   before it is started and dismissed after it has gone down.
 /// - RV2: the phase word is written by vCPU 0 only, inside [`Rendezvous::run`].
-/// - RV3: a follower that has acknowledged `Stopped` does nothing but look at the phase word until that is `Released`.
+/// - RV3: a follower whose acknowledgement is `Arrived` does nothing but wait and look at the phase word, until that is
+///   `Quiesce`, and then only after it has said `Serving`; or until it is `Released`.
 pub struct Rendezvous {
     phase: CachePadded<AtomicPhase>,
+    arrivals: CachePadded<Arrivals>,
     acks: PerCpu<AtomicAck>,
     patience: Patience,
 }
 
 /// What the leader works with.
-pub struct Lead<'a, D, R: ?Sized, C: ?Sized> {
+pub struct Lead<'a, D, G: ?Sized, C: ?Sized> {
     /// Through which the others are called.
     pub mail: &'a Mail<D>,
-    /// How to wait.
-    pub relax: &'a R,
+    /// Where all wait.
+    pub gate: &'a G,
     /// Measures the limit.
     pub clock: &'a C,
-    /// How long to wait for everybody, from the call to the start of the work, in ns.
-    pub limit_ns: u64,
+    /// How long to wait for everybody.
+    pub limits: Limits,
+    /// Told once who is missing, at [`Limits::overdue_ns`]. Context of the call: the leader's, masked, others parked; it must
+    /// wait for nobody.
+    pub overdue: &'a dyn Fn(&Missing),
+}
+
+/// How long a leader waits before its work. All from the call on, in ns.
+///
+/// Where vcpus outnumber processors, and others' vcpus ours, the last one may have its turn late; but some come all the time.
+/// So a rendezvous is given up when nobody came for a while, and not when all together took long.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// When the missing are named.
+    pub overdue_ns: u64,
+    /// When nobody has come for so long, the missing hang. Found out at most as much again later.
+    pub stuck_ns: u64,
+    /// Whoever asked for it would not wait for more.
+    pub total_ns: u64,
+}
+
+impl Limits {
+    /// One limit, and nobody is told before.
+    pub const fn only(total_ns: u64) -> Limits {
+        Limits { overdue_ns: u64::MAX, stuck_ns: total_ns, total_ns }
+    }
 }
 
 impl Rendezvous {
@@ -69,6 +101,7 @@ impl Rendezvous {
     pub fn new(nr: usize, patience: Patience) -> Rendezvous {
         Rendezvous {
             phase: CachePadded::new(AtomicPhase::new(Phase::Run)),
+            arrivals: CachePadded::new(Arrivals::new()),
             acks: PerCpu::new(nr, |_| AtomicAck::new(Ack::Offline)),
             patience,
         }
@@ -92,8 +125,11 @@ impl Rendezvous {
     /// Gathers all other vCPUs, does `work` while they are stopped, and releases them with the outcome that it returns.
     ///
     /// Context: vCPU 0, in a task. The other vCPUs' tasks that wait for a call on this one are served. `work` must take
-    /// no lock, allocate nothing and log nothing. Cost: one IPI for each vcpu, 32 of them a hypercall; two rounds of
-    /// waiting for the slowest.
+    /// no lock, allocate nothing and log nothing.
+    ///
+    /// Cost here, for n others: n/32 hypercalls that ring them, 2 that make and open the gate, one for each time that this
+    /// vcpu dozes: once, or more often where events come for it. Lines: each acknowledgement is read twice after it has
+    /// been written, the phase is written three times.
     ///
     /// # Errors
     /// [`Missing`] when the limit is over before `work` was begun; all is as before then.
@@ -101,56 +137,59 @@ impl Rendezvous {
     /// # Panics
     /// On another CPU, or from inside `work`: a bug of ours.
     #[expect(clippy::result_large_err, reason = "a set of 1024 CPUs; boxing it would allocate while others are parked")]
-    pub fn run<T, D, R, C>(
+    pub fn run<T, D, G, C>(
         &self,
         masked: &Masked,
-        lead: &Lead<'_, D, R, C>,
+        lead: &Lead<'_, D, G, C>,
         work: impl FnOnce(&Quiesced, &Masked) -> (Outcome, T),
     ) -> Result<T, Missing>
     where
         D: Delivery,
-        R: Relax + ?Sized,
+        G: Gate + ?Sized,
         C: Clock + ?Sized,
     {
         assert_eq!(current(), CpuId::BOOT, "only vCPU 0 leads a rendezvous");
         assert!(!self.is_requested(), "a rendezvous inside a rendezvous");
-        let deadline_ns = lead.clock.now_ns().saturating_add(lead.limit_ns);
-        let gather = |awaited, reached: &dyn Fn(Ack) -> bool, serve: bool| {
-            self.gather(lead, deadline_ns, reached, || {
-                if serve {
-                    lead.mail.serve(masked);
-                }
-            })
-            .map_err(|cpus| Missing { awaited, cpus })
-        };
+        let mut watch = Watch::new(lead);
 
         // A follower that still holds an outcome has to act on it before the word that carries it is overwritten.
+        self.gather(masked, lead, &mut watch, Awaited::Leaving, |ack| ack == Ack::Out)?;
         let mark = |mark| lead.mail.delivery().mark(masked, mark);
-        gather(Awaited::Leaving, &|ack| ack == Ack::Out, true)?;
         mark(Mark::Begun);
+        lead.gate.shut();
 
         // ORDERING: Relaxed, the word is ours (RV2).
         let generation = self.phase.load(Relaxed).next_generation();
-        // ORDERING: Relaxed: only asks. Who is woken by our post sees it, as the inbox passes on what came before.
-        self.phase.store(Phase::Quiesce(generation), Relaxed);
+        let others: CpuSet = self.waited_for().map(|(cpu, _)| cpu).collect();
+        self.arrivals.expect(generation, others.len());
+        // ORDERING: Release, pairs with the Acquire in `park`: who counts itself finds the count of this generation, and
+        //   whoever comes to the gate finds it shut. Who is woken by our post sees the phase, as the inbox passes on
+        //   what came before.
+        self.phase.store(Phase::Quiesce(generation), Release);
         let release = |outcome| {
             // ORDERING: Release, pairs with the Acquire in `park`: a released CPU sees what the work did.
             self.phase.store(Phase::Released(generation, outcome), Release);
+            lead.gate.open();
         };
-        lead.mail.post_all(&self.waited_for().map(|(cpu, _)| cpu).collect(), Kind::Rendezvous);
+        lead.mail.post_all(&others, Kind::Rendezvous);
         mark(Mark::Rung);
-        gather(Awaited::Arriving, &|ack| ack == Ack::Arrived(generation), true)
+        let arrived = |ack| ack == Ack::Arrived(generation);
+        self.gather(masked, lead, &mut watch, Awaited::Arriving, arrived)
             .inspect_err(|_| release(Outcome::Cancelled))?;
         mark(Mark::AllArrived);
 
-        // ORDERING: Relaxed: only asks, again.
+        // ORDERING: Relaxed, ordered by the fence.
         self.phase.store(Phase::Stopped(generation), Relaxed);
-        gather(Awaited::Stopping, &|ack| ack == Ack::Stopped(generation), false)
+        // ORDERING: SeqCst, "publish mine, then look at yours": the phase, then the acknowledgements here; its
+        //   acknowledgement, then the phase in `park`. Either we see that it serves, or it sees that it must not.
+        fence(SeqCst);
+        self.gather(masked, lead, &mut watch, Awaited::Stopping, arrived)
             .inspect_err(|_| release(Outcome::Cancelled))?;
         mark(Mark::AllStopped);
+        lead.gate.seal();
 
-        // SAFETY: every other vcpu that runs has acknowledged `Stopped` of this generation (RV1), and stays in its loop
-        // (RV3) until we release it (RV2), after the token's last use.
+        // SAFETY: every other vcpu that runs has `Arrived` in this generation (RV1), and does nothing but wait (RV3) until
+        // we release it (RV2), after the token's last use.
         let quiesced = unsafe { Quiesced::assume() };
         let (outcome, result) = work(&quiesced, masked);
         release(outcome);
@@ -160,33 +199,61 @@ impl Rendezvous {
 
     /// Waits until all have `reached` it, or the deadline; then tells who has not.
     #[expect(clippy::result_large_err, reason = "as in `run`")]
-    fn gather<D, R, C>(
+    fn gather<D, G, C>(
         &self,
-        lead: &Lead<'_, D, R, C>,
-        deadline_ns: u64,
+        masked: &Masked,
+        lead: &Lead<'_, D, G, C>,
+        watch: &mut Watch<'_, C>,
+        awaited: Awaited,
         reached: impl Fn(Ack) -> bool,
-        mut meanwhile: impl FnMut(),
-    ) -> Result<(), CpuSet>
+    ) -> Result<(), Missing>
     where
-        R: Relax + ?Sized,
+        D: Delivery,
+        G: Gate + ?Sized,
         C: Clock + ?Sized,
     {
         // ORDERING: Acquire, pairs with the Release of the acknowledgements in `park`: the work comes after all that
         //   the follower did.
         let missing = |ack: &AtomicAck| !reached(ack.load(Acquire));
-        let mut backoff = Backoff::new(lead.relax, self.patience);
+        let who = || Missing {
+            awaited,
+            cpus: self.waited_for().filter(|(_, ack)| missing(ack)).map(|(cpu, _)| cpu).collect(),
+        };
+        let mut backoff = Backoff::new(lead.gate, self.patience);
         for (_, ack) in self.waited_for() {
             while missing(ack) {
-                if lead.clock.now_ns() >= deadline_ns {
-                    let cpus: CpuSet = self.waited_for().filter(|(_, ack)| missing(ack)).map(|(cpu, _)| cpu).collect();
-                    // The last one may have come while we wrote down its name.
-                    return if cpus.is_empty() { Ok(()) } else { Err(cpus) };
+                let left_ns = match watch.look(self.arrivals.left()) {
+                    Look::Wait { left_ns } => left_ns,
+                    Look::Tell => {
+                        watch.tell(&who());
+                        continue;
+                    }
+                    Look::Over => {
+                        let missing = who();
+                        // The last one may have come while we wrote down its name.
+                        return if missing.cpus.is_empty() { Ok(()) } else { Err(missing) };
+                    }
+                };
+                // Once `Stopped` has been said nobody may ask us for anything any more, nor we anybody.
+                if awaited != Awaited::Stopping {
+                    lead.gate.take_events(masked);
+                    lead.mail.serve(masked);
                 }
-                meanwhile();
-                backoff.step();
+                // The last one to count itself wakes us. It says `Arrived` after that, and is then waited for on the spot.
+                if awaited == Awaited::Arriving && self.arrivals.left() != 0 {
+                    lead.gate.doze(masked, Some(left_ns));
+                } else {
+                    backoff.step();
+                }
             }
         }
         Ok(())
+    }
+
+    /// Whether every other CPU is out of the last rendezvous, so that the next one would begin at once. Context: vCPU 0.
+    pub fn all_have_left(&self) -> bool {
+        // ORDERING: Relaxed: says only that the outcome has been read, as in `Parked`'s drop.
+        self.waited_for().all(|(_, ack)| ack.load(Relaxed) == Ack::Out)
     }
 
     /// The CPUs that a rendezvous waits for; vCPU 0 is not among them. Context: vCPU 0.
@@ -209,39 +276,136 @@ impl Rendezvous {
     /// caller restores this CPU before it drops the result, and drops it before it unmasks upcalls. Without a
     /// rendezvous, or with one that was cancelled before this CPU came, it returns `Cancelled` at once.
     ///
+    /// Cost: one hypercall for each time that it sleeps: once, or more often where it is called or events come for it; the
+    /// last one to arrive makes one more, to wake the leader. Lines: its own acknowledgement is written twice, the
+    /// count of arrivals once, the phase read three times.
+    ///
     /// # Panics
     /// On vCPU 0, which would wait for itself.
-    pub fn park<'a, D, R>(&'a self, masked: &'a Masked, relax: &R, mail: &Mail<D>) -> Parked<'a>
+    pub fn park<'a, D, G>(&'a self, masked: &'a Masked, gate: &G, mail: &Mail<D>) -> Parked<'a>
     where
         D: Delivery,
-        R: Relax + ?Sized,
+        G: Gate + ?Sized,
     {
         assert_ne!(current(), CpuId::BOOT, "vCPU 0 leads and does not park");
         let ack = self.acks.mine();
+        let serve = || {
+            gate.take_events(masked);
+            mail.serve(masked);
+        };
         let mut said = Ack::Out;
-        let mut backoff = Backoff::new(relax, self.patience);
         let outcome = loop {
-            // ORDERING: Acquire, pairs with the Release of the leader's release: we see what the work did.
-            let (answer, mark) = match self.phase.load(Acquire) {
+            // ORDERING: Acquire, pairs with the Release of the leader's release: we see what the work did; and with that of
+            //   its question.
+            let phase = self.phase.load(Acquire);
+            match phase {
                 Phase::Quiesce(generation) => {
-                    mail.serve(masked);
-                    (Ack::Arrived(generation), Mark::Arrived)
+                    if said == Ack::Arrived(generation) {
+                        // ORDERING: Relaxed, ordered by the fence.
+                        ack.store(Ack::Serving(generation), Relaxed);
+                        // ORDERING: SeqCst, pairs with the fence in `run`; see there.
+                        fence(SeqCst);
+                        // ORDERING: Relaxed, ordered by the fence.
+                        if self.phase.load(Relaxed) == phase {
+                            serve();
+                        }
+                    } else {
+                        serve();
+                        mail.delivery().mark(masked, Mark::Arrived);
+                        if self.arrivals.one(generation) {
+                            mail.post(CpuId::BOOT, Kind::Rendezvous);
+                        }
+                    }
+                    said = Ack::Arrived(generation);
+                    // ORDERING: Release, pairs with the Acquire in `gather`: what this CPU did before is over.
+                    ack.store(said, Release);
+                    self.wait(phase, gate, || gate.doze(masked, None));
                 }
-                // From here on nothing but this loop (RV3), once we have said so.
-                Phase::Stopped(generation) => (Ack::Stopped(generation), Mark::Stopped),
+                // From here on nothing but this loop (RV3).
+                Phase::Stopped(_) => self.wait(phase, gate, || gate.sleep(masked)),
                 // One that ended without us was cancelled for want of us: no work was done.
-                Phase::Released(generation, outcome) if said == Ack::Stopped(generation) => break outcome,
+                Phase::Released(generation, outcome) if said == Ack::Arrived(generation) => break outcome,
                 Phase::Released(..) | Phase::Run => break Outcome::Cancelled,
-            };
-            if said != answer {
-                said = answer;
-                mail.delivery().mark(masked, mark);
-                // ORDERING: Release, pairs with the Acquire in `gather`: what this CPU did before is over.
-                ack.store(answer, Release);
             }
-            backoff.step();
         };
         Parked { ack, outcome, _masked: masked }
+    }
+
+    /// Spins for a while, then sleeps once, unless the phase is another one meanwhile. It looks at least once: a CPU that has
+    /// taken the next question out of its inbox without knowing, as it was to serve in this one, is not rung for it again.
+    fn wait(&self, phase: Phase, gate: &(impl Gate + ?Sized), sleep: impl FnOnce()) {
+        // ORDERING: Relaxed: who sees a change looks again. Of a question that it has taken it does see the phase, as the inbox
+        //   passes on what came before.
+        let over = || self.phase.load(Relaxed) != phase;
+        for _ in 0..self.patience.0 {
+            if over() {
+                return;
+            }
+            gate.spin();
+        }
+        if !over() {
+            sleep();
+        }
+    }
+}
+
+/// How long a leader has waited, and what is to be done about it.
+struct Watch<'a, C: ?Sized> {
+    clock: &'a C,
+    overdue: Option<&'a dyn Fn(&Missing)>,
+    overdue_ns: u64,
+    stuck_ns: u64,
+    deadline_ns: u64,
+    end_ns: u64,
+    /// Yet to come when the last deadline was set.
+    left: usize,
+}
+
+enum Look {
+    /// Wait on, so long at most.
+    Wait { left_ns: u64 },
+    /// Say who is missing, and wait on.
+    Tell,
+    /// The time is up.
+    Over,
+}
+
+impl<'a, C: Clock + ?Sized> Watch<'a, C> {
+    fn new<D, G: ?Sized>(lead: &Lead<'a, D, G, C>) -> Watch<'a, C> {
+        let now_ns = lead.clock.now_ns();
+        let Limits { overdue_ns, stuck_ns, total_ns } = lead.limits;
+        Watch {
+            clock: lead.clock,
+            overdue: Some(lead.overdue),
+            overdue_ns: now_ns.saturating_add(overdue_ns),
+            stuck_ns,
+            deadline_ns: now_ns.saturating_add(stuck_ns.min(total_ns)),
+            end_ns: now_ns.saturating_add(total_ns),
+            left: usize::MAX,
+        }
+    }
+
+    /// `left`: how many are yet to come.
+    fn look(&mut self, left: usize) -> Look {
+        let now_ns = self.clock.now_ns();
+        if now_ns >= self.deadline_ns {
+            if left >= self.left || now_ns >= self.end_ns {
+                return Look::Over;
+            }
+            self.left = left;
+            self.deadline_ns = now_ns.saturating_add(self.stuck_ns).min(self.end_ns);
+        }
+        if self.overdue.is_some() && now_ns >= self.overdue_ns {
+            return Look::Tell;
+        }
+        let next_ns = if self.overdue.is_some() { self.deadline_ns.min(self.overdue_ns) } else { self.deadline_ns };
+        Look::Wait { left_ns: next_ns - now_ns }
+    }
+
+    fn tell(&mut self, missing: &Missing) {
+        if let (Some(overdue), false) = (self.overdue.take(), missing.cpus.is_empty()) {
+            overdue(missing);
+        }
     }
 }
 
@@ -300,7 +464,7 @@ mod tests {
     }
 
     fn lead<'a, C: Clock>(mail: &'a Mail<Noted>, clock: &'a C, limit_ns: u64) -> Lead<'a, Noted, Alone, C> {
-        Lead { mail, relax: &Alone, clock, limit_ns }
+        Lead { mail, gate: &Alone, clock, limits: Limits::only(limit_ns), overdue: &|_| () }
     }
 
     #[test]
@@ -355,6 +519,44 @@ mod tests {
         assert!(!rendezvous.is_requested());
         let rung = mail.delivery().rings.lock().expect("no test panics in there").clone();
         assert_eq!(rung, [cpu(3), cpu(7), cpu(39)]);
+    }
+
+    #[test]
+    fn who_is_overdue_is_named_once_and_long_before_the_end() {
+        let (mail, _on) = kernel(4);
+        let rendezvous = admitted(4);
+        let told = Cell::new(0);
+        let clock = Looks::default();
+        let overdue = |missing: &Missing| {
+            told.set(told.get() + 1);
+            assert_eq!(missing.to_string(), "rendezvous: vcpus 1-3 did not arrive in time");
+            assert!((5..8).contains(&clock.0.get()), "{}", clock.0.get());
+        };
+        let limits = Limits { overdue_ns: 5, stuck_ns: 50, total_ns: 1000 };
+        let lead = Lead { mail: &mail, gate: &Alone, clock: &clock, limits, overdue: &overdue };
+        let missing = rendezvous.run(&hosted::masked(), &lead, |_, _| (Outcome::Resumed, ()));
+        assert!(missing.is_err() && told.get() == 1);
+        assert!((100..110).contains(&clock.0.get()), "nobody came for twice the limit, and it took {}", clock.0.get());
+    }
+
+    #[test]
+    fn as_long_as_some_come_the_leader_waits() {
+        let look = |looks: &Looks| looks.0.get();
+        let clock = Looks::default();
+        let (mail, _on) = kernel(1);
+        let limits = Limits { overdue_ns: u64::MAX, stuck_ns: 10, total_ns: 100 };
+        let lead = Lead { mail: &mail, gate: &Alone, clock: &clock, limits, overdue: &|_| () };
+        let mut watch = Watch::new(&lead);
+        let mut left = 50;
+        while !matches!(watch.look(left), Look::Over) {
+            // One in seven looks.
+            left -= usize::from(look(&clock).is_multiple_of(7));
+        }
+        assert_eq!(look(&clock), 101, "to the end of its time");
+        let mut watch = Watch::new(&lead);
+        let begun = look(&clock);
+        while !matches!(watch.look(3), Look::Over) {}
+        assert_eq!(look(&clock) - begun, 20, "twice as long as it takes to be stuck");
     }
 
     #[test]

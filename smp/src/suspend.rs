@@ -178,7 +178,7 @@ mod tests {
 
     use super::*;
     use crate::tests::{Alone, kernel, quiesced};
-    use crate::{Lead, Patience, Relax, Rendezvous};
+    use crate::{Gate, Lead, Limits, Patience, Relax, Rendezvous};
 
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     enum Done {
@@ -300,6 +300,8 @@ mod tests {
         }
     }
 
+    impl Gate for UntilDead<'_> {}
+
     /// Whoever was parked stays so.
     #[test]
     fn a_take_over_that_fails_ends_there_and_releases_nobody() {
@@ -319,7 +321,7 @@ mod tests {
                     }
                     rendezvous.park(&hosted::masked(), &UntilDead(&dead), &mail).outcome()
                 });
-                let lead = Lead { mail: &mail, relax: &Alone, clock: &Alone, limit_ns: 1 };
+                let lead = Lead { mail: &mail, gate: &Alone, clock: &Alone, limits: Limits::only(1), overdue: &|_| () };
                 let ended = catch_unwind(AssertUnwindSafe(|| {
                     let run = rendezvous.run(&hosted::masked(), &lead, |others, masked| {
                         let ended = suspend(&mut fake, others, masked);

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use percpu::hosted::Entered;
 use percpu::{CpuId, Masked, Quiesced, hosted};
 
-use crate::{Clock, Delivery, Kinds, Lead, Mail, Outcome, Patience, Relax, Rendezvous};
+use crate::{Clock, Delivery, Gate, Kinds, Lead, Limits, Mail, Outcome, Patience, Relax, Rendezvous};
 
 /// A CPU of the host: waits by letting other threads run, and has no time.
 pub(crate) struct Alone;
@@ -20,6 +20,8 @@ impl Relax for Alone {
         std::thread::yield_now();
     }
 }
+
+impl Gate for Alone {}
 
 impl Clock for Alone {
     fn now_ns(&self) -> u64 {
@@ -52,7 +54,7 @@ pub(crate) fn kernel(nr: usize) -> (Mail<Noted>, Entered) {
 /// Calls `work` with the proof that everybody else is stopped: there is nobody else.
 pub(crate) fn quiesced<T>(work: impl FnOnce(&Quiesced) -> T) -> T {
     let (mail, _on) = kernel(1);
-    let lead = Lead { mail: &mail, relax: &Alone, clock: &Alone, limit_ns: 1 };
+    let lead = Lead { mail: &mail, gate: &Alone, clock: &Alone, limits: Limits::only(1), overdue: &|_| () };
     Rendezvous::new(1, Patience(0))
         .run(&hosted::masked(), &lead, |others, _| (Outcome::Continued, work(others)))
         .expect("nobody can be missing")

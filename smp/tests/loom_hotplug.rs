@@ -17,7 +17,9 @@ use loom::thread;
 use model::{Bells, NoTime, Step, check, cpu, step};
 use percpu::{CpuId, CpuSet, Masked, PerCpu, hosted, mask_upcalls};
 use smp::bring_up::{self, VcpuInfoPlace, Vcpus};
-use smp::{CallNode, Delivery, Hotplug, Kind, Kinds, Lead, Mail, NotPosted, Outcome, Patience, Rendezvous, WayUp};
+use smp::{
+    CallNode, Delivery, Gate, Hotplug, Kind, Kinds, Lead, Limits, Mail, NotPosted, Outcome, Patience, Rendezvous, WayUp,
+};
 use xen_sys::Errno;
 use xen_sys::abi::arch::VcpuGuestContext;
 
@@ -25,6 +27,9 @@ std::thread_local! {
     /// Arguments of the calls that have run; loom's threads share one thread of the system.
     static RAN: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
+
+/// Who waits yields: what a gate adds is in `loom_rendezvous.rs`.
+impl Gate for Step {}
 
 struct Fragile(UnsafeCell<u32>);
 
@@ -120,7 +125,7 @@ impl World {
     }
 
     fn lead(&self) -> Lead<'_, Handling, Step, NoTime> {
-        Lead { mail: &self.mail, relax: &Step, clock: &NoTime, limit_ns: 1 }
+        Lead { mail: &self.mail, gate: &Step, clock: &NoTime, limits: Limits::only(1), overdue: &|_| () }
     }
 
     fn take_down(&self, n: usize) {

@@ -4,6 +4,9 @@
 //! writes it for every follower, as a restore does, while the followers run. loom's cell panics when two threads reach
 //! it without one knowing of the other, whatever their order was in this run: so a follower that touches it at any
 //! point while stopped is found, and so is an acknowledgement or a release that passes on too little.
+//!
+//! `Xen` stands for the gate's port. A hypercall is one step there, and so is a restore, between any two steps of a
+//! follower: it ends all sleep, and a sleep that begins afterwards on the number of before never ends.
 #![cfg(loom)]
 
 mod model;
@@ -11,12 +14,16 @@ mod model;
 use std::cell::Cell;
 
 use loom::cell::UnsafeCell;
-use loom::sync::Arc;
+use loom::sync::atomic::AtomicUsize;
+use loom::sync::atomic::Ordering::Relaxed;
+use loom::sync::{Arc, Mutex};
 use loom::thread;
 use model::{Bells, NoTime, Step, check, cpu, step};
-use percpu::{CpuId, Masked, PerCpu, hosted, mask_upcalls};
+use percpu::{CpuId, Masked, PerCpu, current, hosted, mask_upcalls};
 use smp::trace::Mark;
-use smp::{Awaited, Clock, Delivery, Kind, Kinds, Lead, Mail, Missing, Outcome, Patience, Rendezvous};
+use smp::{
+    Awaited, Clock, Delivery, Gate, Kind, Kinds, Lead, Limits, Mail, Missing, Outcome, Patience, Relax, Rendezvous,
+};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum VcpuInfo {
@@ -66,9 +73,118 @@ impl Delivery for Handling {
     }
 }
 
+/// What Xen knows of the gate's port: it is of the life in which it was made, `pending` or not, and CPUs sleep on it.
+struct Port {
+    life: usize,
+    pending: bool,
+}
+
+/// The kernel's gate: the word that Xen reads, and Xen.
+struct Sleepers {
+    /// The life whose port is to be waited for; 0: none.
+    door: AtomicUsize,
+    xen: Mutex<Port>,
+}
+
+/// How a follower's look into Xen ends.
+#[derive(PartialEq, Eq)]
+enum Poll {
+    Over,
+    Asleep { life: usize },
+}
+
+impl Sleepers {
+    fn new() -> Sleepers {
+        Sleepers { door: AtomicUsize::new(0), xen: Mutex::new(Port { life: 1, pending: false }) }
+    }
+
+    fn xen(&self) -> loom::sync::MutexGuard<'_, Port> {
+        self.xen.lock().expect("no model panics in there")
+    }
+
+    /// The hypercall begins: Xen reads the door.
+    fn poll(&self) -> Poll {
+        let xen = self.xen();
+        match self.door.load(Relaxed) {
+            0 => Poll::Over,
+            door => {
+                assert_eq!(door, xen.life, "sleeps on a number of an earlier life");
+                if xen.pending { Poll::Over } else { Poll::Asleep { life: xen.life } }
+            }
+        }
+    }
+
+    /// Whether a sleep that began in `life` goes on.
+    fn lasts(&self, life: usize) -> bool {
+        let xen = self.xen();
+        xen.life == life && !xen.pending
+    }
+
+    /// The domain is suspended and restored.
+    fn restore(&self) {
+        let mut xen = self.xen();
+        xen.life += 1;
+        xen.pending = false;
+    }
+}
+
 struct World {
     rendezvous: Rendezvous,
     mail: Mail<Handling>,
+    sleepers: Sleepers,
+}
+
+impl Relax for World {
+    fn spin(&self) {
+        step();
+    }
+
+    fn give_up_processor(&self) {
+        step();
+    }
+}
+
+impl Gate for World {
+    fn shut(&self) {
+        let mut xen = self.sleepers.xen();
+        xen.pending = false;
+        self.sleepers.door.store(xen.life, Relaxed);
+    }
+
+    fn seal(&self) {
+        self.sleepers.door.store(0, Relaxed);
+    }
+
+    fn open(&self) {
+        // A port of an earlier life is not there any more, and nothing is sent.
+        let mut xen = self.sleepers.xen();
+        xen.pending = true;
+        drop(xen);
+        self.seal();
+    }
+
+    fn doze(&self, _masked: &Masked, limit_ns: Option<u64>) {
+        let Poll::Asleep { life } = self.sleepers.poll() else { return step() };
+        let bells = &self.mail.delivery().bells;
+        // With a limit that a clock of this model reaches, whoever dozes may look at any time.
+        while self.sleepers.lasts(life) && !bells.was_rung() {
+            step();
+            if limit_ns.is_some_and(|ns| ns < u64::MAX / 2) {
+                return;
+            }
+        }
+    }
+
+    fn sleep(&self, _masked: &Masked) {
+        let Poll::Asleep { life } = self.sleepers.poll() else { return step() };
+        while self.sleepers.lasts(life) {
+            step();
+        }
+    }
+
+    fn take_events(&self, _masked: &Masked) {
+        self.fragile().on(current()).touch();
+    }
 }
 
 impl World {
@@ -76,7 +192,8 @@ impl World {
         let rendezvous = Rendezvous::new(nr, Patience(0));
         CpuId::first(nr).skip(1).for_each(|cpu| rendezvous.admit(cpu));
         let fragile = PerCpu::new(nr, |_| Fragile(UnsafeCell::new(VcpuInfo::Registered)));
-        Arc::new(World { rendezvous, mail: Mail::new(nr, Handling { bells: Bells::new(nr), fragile }) })
+        let mail = Mail::new(nr, Handling { bells: Bells::new(nr), fragile });
+        Arc::new(World { rendezvous, mail, sleepers: Sleepers::new() })
     }
 
     fn fragile(&self) -> &PerCpu<Fragile> {
@@ -88,8 +205,11 @@ impl World {
     fn lead(&self, clock: &impl Clock, limit_ns: u64, outcome: Outcome) -> Result<(), Missing> {
         let _on = hosted::enter(CpuId::BOOT);
         let masked = mask_upcalls();
-        let lead = Lead { mail: &self.mail, relax: &Step, clock, limit_ns };
+        let lead = Lead { mail: &self.mail, gate: self, clock, limits: Limits::only(limit_ns), overdue: &|_| () };
         self.rendezvous.run(&masked, &lead, |_, _| {
+            if outcome == Outcome::Resumed {
+                self.sleepers.restore();
+            }
             for (_, fragile) in self.fragile().iter() {
                 // All of them stand still: whoever touches its own now is not parked.
                 let to = if outcome == Outcome::Resumed { VcpuInfo::Dummy } else { VcpuInfo::Registered };
@@ -105,7 +225,7 @@ impl World {
         let fragile = self.fragile().mine();
         fragile.touch();
         let masked = mask_upcalls();
-        let parked = self.rendezvous.park(&masked, &Step, &self.mail);
+        let parked = self.rendezvous.park(&masked, self, &self.mail);
         if parked.outcome() == Outcome::Resumed {
             assert_eq!(fragile.replace(VcpuInfo::Registered), VcpuInfo::Dummy, "released before the work was done");
             self.mail.serve(&masked);
@@ -156,7 +276,7 @@ fn restore_strikes_while_all_are_parked() {
                 assert_eq!(world.park(), Outcome::Resumed);
             })
         });
-        assert_eq!(world.lead(&NoTime, 1, Outcome::Resumed), Ok(()));
+        assert_eq!(world.lead(&NoTime, u64::MAX, Outcome::Resumed), Ok(()));
         join(followers);
     });
 }
@@ -171,8 +291,28 @@ fn two_in_a_row_are_not_mixed_up() {
                 assert_eq!(world.park(), outcome);
             }
         });
-        assert_eq!(world.lead(&NoTime, 1, Outcome::Resumed), Ok(()));
-        assert_eq!(world.lead(&NoTime, 1, Outcome::Continued), Ok(()));
+        assert_eq!(world.lead(&NoTime, u64::MAX, Outcome::Resumed), Ok(()));
+        assert_eq!(world.lead(&NoTime, u64::MAX, Outcome::Continued), Ok(()));
+        join([follower]);
+    });
+}
+
+/// The leader's own bell gets the follower out of its doze: it serves once more, while the leader goes on to the work, to the
+/// release, and to the next one.
+#[test]
+fn who_still_serves_misses_no_outcome() {
+    check(2, 6, || {
+        let world = World::new(2);
+        let follower = on(&world, 1, |world| {
+            for outcome in [Outcome::Resumed, Outcome::Continued] {
+                while !world.rendezvous.is_requested() {
+                    step();
+                }
+                assert_eq!(world.park(), outcome);
+            }
+        });
+        assert_eq!(world.lead(&NoTime, u64::MAX, Outcome::Resumed), Ok(()));
+        assert_eq!(world.lead(&NoTime, u64::MAX, Outcome::Continued), Ok(()));
         join([follower]);
     });
 }
@@ -203,7 +343,7 @@ fn late_arrival_meets_the_time_out() {
         if let Err(missing) = first {
             assert_eq!(missing.cpus.iter().collect::<Vec<_>>(), [cpu(1)]);
             assert_ne!(missing.awaited, Awaited::Leaving);
-            assert_eq!(world.lead(&NoTime, 1, Outcome::Continued), Ok(()));
+            assert_eq!(world.lead(&NoTime, u64::MAX, Outcome::Continued), Ok(()));
         }
         join([follower]);
     });
@@ -240,7 +380,7 @@ fn a_caller_is_served_before_it_parks() {
             }
             assert_eq!(world.park(), Outcome::Continued);
         });
-        assert_eq!(world.lead(&NoTime, 1, Outcome::Continued), Ok(()));
+        assert_eq!(world.lead(&NoTime, u64::MAX, Outcome::Continued), Ok(()));
         join([caller, callee]);
     });
 }

@@ -18,7 +18,7 @@ use shuttle::rand::{Rng, thread_rng};
 use shuttle::sync::Arc;
 use shuttle::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use shuttle::thread;
-use smp::{Clock, Kind, Lead, Mail, Outcome, Patience, Relax, Rendezvous};
+use smp::{Clock, Gate, Kind, Lead, Limits, Mail, Outcome, Patience, Relax, Rendezvous};
 
 const ROUNDS: usize = 4;
 
@@ -46,6 +46,8 @@ impl Relax for Parked {
     }
 }
 
+impl Gate for Parked {}
+
 struct World {
     rendezvous: Rendezvous,
     mail: Mail<Crowd>,
@@ -65,7 +67,13 @@ impl World {
             let outcome = [Outcome::Resumed, Outcome::Continued][thread_rng().gen_range(0..2)];
             // Some leaders have time without end.
             let limit_ns = [20, 200, u64::MAX][thread_rng().gen_range(0..3)];
-            let lead = Lead { mail: &self.mail, relax: &Parked, clock: &clock, limit_ns };
+            let lead = Lead {
+                mail: &self.mail,
+                gate: &Parked,
+                clock: &clock,
+                limits: Limits::only(limit_ns),
+                overdue: &|_| (),
+            };
             let masked = mask_upcalls();
             let result = self.rendezvous.run(&masked, &lead, |_, _| {
                 assert_eq!(self.running.load(SeqCst), 0, "somebody runs while the leader works");

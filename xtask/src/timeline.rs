@@ -134,7 +134,7 @@ mod tests {
 
     const HEAD: &str = "stasis: phases suspend=2 outcome=resumed vcpus=2 asked_at_ns=99";
     const ZERO: &str = "stasis: phase suspend=2 vcpu=0 asked_ns=0 suspending_ns=50 back_ns=900 all_released_ns=950";
-    const ONE: &str = "stasis: phase suspend=2 vcpu=1 parked_ns=20 lunch_ns=30 stopped_ns=40 released_ns=960";
+    const ONE: &str = "stasis: phase suspend=2 vcpu=1 parked_ns=20 lunch_ns=30 arrived_ns=40 released_ns=960";
     const END: &str = "stasis: phases-end suspend=2 lines=2 lost_lines=0";
 
     #[test]
@@ -149,7 +149,7 @@ mod tests {
         assert_eq!((timeline.suspend, timeline.outcome.as_str(), timeline.lanes.len()), (2, "resumed", 2));
         assert_eq!((timeline.at(Mark::Back), timeline.at(Mark::Parked)), (Some(900), None));
         let one = &timeline.lanes[1];
-        assert_eq!(one.marks, [(Mark::Parked, 20), (Mark::Stopped, 40), (Mark::Released, 960)]);
+        assert_eq!(one.marks, [(Mark::Parked, 20), (Mark::Arrived, 40), (Mark::Released, 960)]);
         let lengths: Vec<u64> = timeline.spans(one).iter().map(Span::ns).collect();
         assert_eq!(lengths, [20, 910, 10], "what it stood still for ends with the release");
     }

@@ -28,6 +28,8 @@ mod loopback;
 #[cfg(target_os = "none")]
 mod others;
 #[cfg(target_os = "none")]
+mod rendezvous;
+#[cfg(target_os = "none")]
 mod report;
 #[cfg(target_os = "none")]
 mod runner;

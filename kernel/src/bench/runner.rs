@@ -7,7 +7,7 @@ use core::future::Future;
 use core::pin::Pin;
 
 use super::report::Report;
-use super::{across, bare, calls, here, timer};
+use super::{across, bare, calls, here, rendezvous, timer};
 use crate::time::{self, TimeRecord};
 use crate::{control, cpus, events, executor};
 
@@ -32,6 +32,7 @@ benches! {
     "drain" => here::drain,
     "ipi-call" => calls::ipi_call,
     "ipi-broadcast" => calls::ipi_broadcast,
+    "rendezvous" => rendezvous::rendezvous,
     "event-other" => across::event_other,
     "timer-busy" => timer::timer_busy,
     "storm" => across::storm,

@@ -10,6 +10,7 @@ use xen_sys::hypercall::vcpu;
 use xen_sys::primitive::sync::atomic::AtomicU8;
 
 use super::bind::{Placed, all_alive, first_life, place_vcpu_info, restore_this_cpu};
+use super::laggards::{LastSeen, show_area};
 use super::{AtomicState, CPUS, Cpus, Deliver, State, get, note};
 use crate::{events, executor, memory, time};
 
@@ -54,6 +55,7 @@ pub(crate) fn start_boot_cpu(nr: usize, shared_info_maddr: u64, entered_tsc: u64
         hotplug: Hotplug::new(nr),
         roll_call: RollCall::new(nr),
         states: PerCpu::new(nr, |_| AtomicState(AtomicU8::new(State::Starting as u8))),
+        last_seen: PerCpu::new(nr, |_| LastSeen::new()),
     });
     let masked = percpu::mask_upcalls();
     // SAFETY: no other vcpu has been started.
@@ -101,6 +103,7 @@ unsafe extern "C" fn stasis_secondary_main(_argument: u64) -> ! {
     let masked = percpu::mask_upcalls();
     // In a later life of the domain it said last that it was down.
     note(State::Starting);
+    show_area();
     first_life(&masked);
     drop(masked);
     executor::run()

@@ -16,15 +16,14 @@ use core::fmt;
 
 use evtchn::PortNr;
 use mm::MmError;
-use percpu::{Area, CpuId, CpuSet, PerCpu};
+use percpu::{Area, CpuId, CpuSet, PerCpu, Quiesced};
 use smp::bring_up::{self, Start, StartError};
-use smp::{CallNode, Lead, Missing, NotPosted, WayUp};
+use smp::{CallNode, Missing, NotPosted, WayUp};
 use spin::Once;
 use xen_sys::hypercall::misc::set_timer_op;
 
 use super::bind::vcpu_info_place;
-use super::{GuestClock, Laggards, RENDEZVOUS_LIMIT_NS, State, get, mail, note};
-use crate::relax::Processor;
+use super::{Laggards, State, as_leader, get, mail, note};
 use crate::{events, memory, time, timer, traps};
 
 /// How long a vcpu that has been started may take to answer its first call.
@@ -174,9 +173,8 @@ pub(crate) async fn take_down(cpus: &CpuSet) -> Result<(), DownError> {
     while !get().roll_call.is_complete() {
         timer::sleep(LOOK_NS).await;
     }
-    let lead = Lead { mail: mail(), relax: &Processor, clock: &GuestClock, limit_ns: RENDEZVOUS_LIMIT_NS };
     let life = events::get().incarnation().get();
-    let taken = get().hotplug.take_down(&get().rendezvous, &lead, &bring_up::Xen, (cpus, life), |others| {
+    let check = |others: &Quiesced| {
         if let Some((nr, cpu)) = events::get().first_device_on(others, cpus) {
             return Err((nr, cpu));
         }
@@ -184,7 +182,9 @@ pub(crate) async fn take_down(cpus: &CpuSet) -> Result<(), DownError> {
             events::get().close_cpu(others, cpu);
         }
         Ok(())
-    });
+    };
+    #[expect(clippy::result_large_err, reason = "as in `rendezvous`")]
+    let taken = as_leader(|lead| get().hotplug.take_down(&get().rendezvous, lead, &bring_up::Xen, (cpus, life), check));
     taken.map_err(DownError::Missing)?.map_err(|(nr, cpu)| DownError::Device(nr, cpu))
 }
 

@@ -10,7 +10,9 @@
 
 mod bind;
 mod bring_up;
+mod gate;
 mod hotplug;
+mod laggards;
 mod park;
 
 use core::fmt;
@@ -18,22 +20,23 @@ use core::fmt;
 use evtchn::Ipi;
 use percpu::{CpuId, Masked, PerCpu, Quiesced};
 use smp::trace::Mark;
-use smp::{Clock, Delivery, Hotplug, Kind, Kinds, Lead, Mail, Missing, Outcome, Rendezvous, RollCall};
+use smp::{Clock, Delivery, Hotplug, Kind, Kinds, Lead, Limits, Mail, Missing, Outcome, Rendezvous, RollCall};
 use spin::Once;
-use xen_sys::abi::vcpu::{RUNSTATE_blocked, RUNSTATE_offline, RUNSTATE_runnable, RUNSTATE_running};
-use xen_sys::hypercall::vcpu;
-use xen_sys::primitive::sync::atomic::{AtomicU8, Ordering};
+use xen_sys::primitive::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use crate::relax::Processor;
 use crate::{events, time, trace};
 
 pub(crate) use bind::{CpuError, Placed, all_alive, place_vcpu_info, restore_this_cpu};
 pub(crate) use bring_up::{count, online, start_boot_cpu, start_others};
 pub(crate) use hotplug::{bring_up, changes, is_up, leave, nr_up, take_down};
+pub(crate) use laggards::Laggards;
+use laggards::LastSeen;
 pub(crate) use park::{AfterPark, park_if_asked, park_is_asked};
 
-/// How long a rendezvous waits for everybody.
-const RENDEZVOUS_LIMIT_NS: u64 = 10_000_000_000;
+/// How long a rendezvous waits for everybody. Named well within a second; given up when nobody has come for a time that no scheduler
+/// of Xen's takes to give one of many vcpus its turn (slices are 30 ms with `sched=credit`, and shorter else), and in any case before
+/// the toolstack, which waits for 60 s, takes the guest for dead.
+const LIMITS: Limits = Limits { overdue_ns: 500_000_000, stuck_ns: 8_000_000_000, total_ns: 50_000_000_000 };
 
 struct Cpus {
     nr: usize,
@@ -42,6 +45,7 @@ struct Cpus {
     hotplug: Hotplug,
     roll_call: RollCall,
     states: PerCpu<AtomicState>,
+    last_seen: PerCpu<LastSeen>,
 }
 
 static CPUS: Once<Cpus> = Once::new();
@@ -85,6 +89,7 @@ impl Delivery for Deliver {
         }
         if kinds.contains(Kind::Rendezvous) {
             trace::kicked(masked);
+            laggards::was_asked(masked);
         }
         // Reschedule and Rendezvous need no more than that the CPU wakes up: its executor looks.
     }
@@ -118,9 +123,36 @@ impl Clock for GuestClock {
 /// Who did not come in time; `work` was not begun.
 #[expect(clippy::result_large_err, reason = "a set of 1024 CPUs, on a path that does not allocate")]
 pub(crate) fn rendezvous<T>(work: impl FnOnce(&Quiesced, &Masked) -> (Outcome, T)) -> Result<T, Missing> {
-    let lead = Lead { mail: mail(), relax: &Processor, clock: &GuestClock, limit_ns: RENDEZVOUS_LIMIT_NS };
-    let masked = percpu::mask_upcalls();
-    get().rendezvous.run(&masked, &lead, work)
+    as_leader(|lead| get().rendezvous.run(&percpu::mask_upcalls(), lead, work))
+}
+
+/// Has `run` hold a rendezvous, and counts what became of it. Who does not come is named. Context: a task on vcpu 0.
+#[expect(clippy::result_large_err, reason = "as in `rendezvous`")]
+fn as_leader<T>(
+    run: impl FnOnce(&Lead<'_, Deliver, gate::Gate, GuestClock>) -> Result<T, Missing>,
+) -> Result<T, Missing> {
+    let overdue =
+        |missing: &Missing| crate::say!("rendezvous-overdue", missing = missing.cpus, states = Laggards(missing));
+    let lead = Lead { mail: mail(), gate: &gate::Gate, clock: &GuestClock, limits: LIMITS, overdue: &overdue };
+    laggards::begin();
+    let result = run(&lead);
+    // ORDERING: Relaxed, a count.
+    if result.is_ok() { &HELD } else { &GIVEN_UP }.fetch_add(1, Ordering::Relaxed);
+    result
+}
+
+static HELD: AtomicU64 = AtomicU64::new(0);
+static GIVEN_UP: AtomicU64 = AtomicU64::new(0);
+
+/// How many rendezvous there have been, and how many for which some vcpus did not come. Context: any.
+pub(crate) fn rendezvous_racy() -> (u64, u64) {
+    // ORDERING: Relaxed, counts.
+    (HELD.load(Ordering::Relaxed), GIVEN_UP.load(Ordering::Relaxed))
+}
+
+/// Whether every other vcpu has left the last rendezvous. Context: vcpu 0.
+pub(crate) fn all_have_left() -> bool {
+    get().rendezvous.all_have_left()
 }
 
 /// What a CPU was doing when it last said so.
@@ -173,40 +205,5 @@ pub(crate) fn state_racy(cpu: CpuId) -> State {
         3 => State::Parked,
         4 => State::Down,
         _ => State::Starting,
-    }
-}
-
-/// What Xen does with a vcpu right now, for people. Costs a hypercall to ask for; any context.
-pub(crate) struct Scheduled(Option<u32>);
-
-impl Scheduled {
-    pub(crate) fn of(cpu: CpuId) -> Scheduled {
-        Scheduled(vcpu::get_runstate_info(cpu.vcpu()).ok().map(|info| info.state))
-    }
-}
-
-impl fmt::Display for Scheduled {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = [
-            (RUNSTATE_running, "running"),
-            (RUNSTATE_runnable, "runnable"),
-            (RUNSTATE_blocked, "blocked"),
-            (RUNSTATE_offline, "offline"),
-        ];
-        let name = names.iter().find(|(state, _)| Some(*state) == self.0);
-        f.write_str(name.map_or("unknown", |(_, name)| *name))
-    }
-}
-
-/// The vcpus that did not come, with what each was doing, for people.
-pub(crate) struct Laggards<'a>(pub(crate) &'a Missing);
-
-impl fmt::Display for Laggards<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (n, cpu) in self.0.cpus.iter().enumerate() {
-            let separator = if n == 0 { "" } else { ", " };
-            write!(f, "{separator}vcpu {cpu}: {} {}", state_racy(cpu), Scheduled::of(cpu))?;
-        }
-        Ok(())
     }
 }

@@ -3,8 +3,8 @@
 use percpu::CpuId;
 use smp::trace::Mark;
 
+use super::gate::Gate;
 use super::{Placed, State, bind, get, note};
-use crate::relax::Processor;
 use crate::trace;
 
 /// Whether this CPU is to park.
@@ -37,7 +37,7 @@ fn park() -> AfterPark {
     trace::parked(&masked);
     // From before a suspend can strike until this CPU has its own vcpu_info again.
     percpu::area().set_parked(true);
-    let parked = get().rendezvous.park(&masked, &Processor, &get().mail);
+    let parked = get().rendezvous.park(&masked, &Gate, &get().mail);
     trace::mark(&masked, Mark::Released);
     bind::restore_this_cpu(&masked, parked.outcome(), Placed::No);
     percpu::area().set_parked(false);

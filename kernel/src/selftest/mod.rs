@@ -8,6 +8,7 @@ mod broadcast;
 mod events;
 mod fatal;
 mod hotplug;
+mod hung;
 mod memory;
 mod ports;
 mod show;
@@ -43,6 +44,8 @@ tests! {
     "rendezvous" => events::rendezvous,
     "hotplug" => hotplug::hotplug,
     "hung-vcpu" => events::hung_vcpu,
+    "hung-in-suspend" => hung::in_suspend,
+    "deaf-in-suspend" => hung::deaf_in_suspend,
     "lost-event" => events::lost_event,
     "wx" => memory::wx,
     "p2m" => memory::p2m,

@@ -160,7 +160,7 @@ mod tests {
             record(&[(Mark::Asked, 8_999_950), (Mark::Suspending, 9_000_100), (Mark::Back, 30), (Mark::Timer, 60)]);
         let times: Vec<u64> = suspend.marks(&zero).map(|(_, ns)| ns).collect();
         assert_eq!(times, [0, 150, 1990, 2020]);
-        let other = record(&[(Mark::Kicked, 9_000_050), (Mark::Stopped, 9_000_080), (Mark::Released, 50)]);
+        let other = record(&[(Mark::Kicked, 9_000_050), (Mark::Arrived, 9_000_080), (Mark::Released, 50)]);
         let times: Vec<u64> = suspend.marks(&other).map(|(_, ns)| ns).collect();
         assert_eq!(times, [100, 130, 2010]);
     }
@@ -190,8 +190,8 @@ mod tests {
     #[test]
     fn the_longest_of_each_stage_is_named() {
         let mut longest = Longest::default();
-        let marks = |arrived, stopped| {
-            [(Mark::Kicked, 0), (Mark::Parked, 5), (Mark::Arrived, arrived), (Mark::Stopped, stopped)]
+        let marks = |arrived, released| {
+            [(Mark::Kicked, 0), (Mark::Parked, 5), (Mark::Arrived, arrived), (Mark::Released, released)]
         };
         for (n, arrived) in [(1, 10), (2, 30), (3, 20)] {
             longest.add(cpu(n), marks(arrived, 40).into_iter(), None);
@@ -201,7 +201,7 @@ mod tests {
             got,
             [
                 (Stage::Gather, Time { nr_cpus: 3, least_ns: 10, most_ns: 30, most_on: cpu(2) }),
-                (Stage::Wait, Time { nr_cpus: 3, least_ns: 10, most_ns: 30, most_on: cpu(1) }),
+                (Stage::Notice, Time { nr_cpus: 3, least_ns: 10, most_ns: 30, most_on: cpu(1) }),
             ]
         );
         assert_eq!(longest.nr_cpus(), 3);
@@ -210,7 +210,7 @@ mod tests {
     #[test]
     fn standing_still_is_not_the_cpus_own_time() {
         let mut longest = Longest::default();
-        longest.add(cpu(1), [(Mark::Stopped, 10), (Mark::Released, 1000), (Mark::Timer, 1010)].into_iter(), Some(990));
+        longest.add(cpu(1), [(Mark::Arrived, 10), (Mark::Released, 1000), (Mark::Timer, 1010)].into_iter(), Some(990));
         let times: Vec<(Stage, u64)> = longest.stages().map(|(stage, time)| (stage, time.most_ns)).collect();
         assert_eq!(times, [(Stage::Stand, 980), (Stage::Notice, 10), (Stage::Prove, 10)]);
     }

@@ -82,6 +82,11 @@ impl UpcallFrame {
     /// Bytes below it that keep the call aligned: Xen rounds down to 16 before it pushes.
     pub(super) const TO_ALIGN: usize = size_of::<UpcallFrame>().next_multiple_of(16) - size_of::<UpcallFrame>();
 
+    /// What was interrupted.
+    pub(super) fn rip(&self) -> u64 {
+        self.rip
+    }
+
     /// Makes the way out leave upcalls masked.
     pub(super) fn return_masked(&mut self) {
         self.rflags &= !IF;

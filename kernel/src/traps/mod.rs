@@ -10,6 +10,7 @@ mod stubs;
 
 use xen_sys::abi::callback::{CALLBACKF_mask_events, CALLBACKTYPE_event, CALLBACKTYPE_failsafe};
 use xen_sys::hypercall::traps::{callback_register, set_trap_table};
+use xen_sys::primitive::sync::atomic::Ordering;
 
 pub(crate) use frame::Frame;
 use frame::UpcallFrame;
@@ -49,6 +50,7 @@ extern "C" fn upcall(frame: &mut UpcallFrame) {
         frame.return_masked();
         return;
     }
+    area.upcall_rip.store(frame.rip(), Ordering::Relaxed); // ORDERING: Relaxed, shown to people.
     events::upcall(&area.vcpu_info);
 }
 

@@ -29,13 +29,11 @@ pub enum Mark {
     Kicked,
     /// Another CPU: its task is at an await, and it parks.
     Parked,
-    /// Another CPU: it waits, and serves calls.
+    /// Another CPU: it waits, and serves calls until all have arrived.
     Arrived,
     /// vCPU 0: all have arrived.
     AllArrived,
-    /// Another CPU: from here on it touches nothing.
-    Stopped,
-    /// vCPU 0: all have stopped.
+    /// vCPU 0: and they wait, and serve nobody any more.
     AllStopped,
     /// vCPU 0: [`Prepare::MaskLegacySlots`] is done.
     LegacyMasked,
@@ -96,7 +94,7 @@ pub enum Mark {
 }
 
 /// Every mark, and what it is called in lines of the console, where `_ns` follows.
-const NAMES: [(Mark, &str); 39] = [
+const NAMES: [(Mark, &str); 38] = [
     (Mark::Asked, "asked"),
     (Mark::Answered, "answered"),
     (Mark::Quiet, "quiet"),
@@ -106,7 +104,6 @@ const NAMES: [(Mark, &str); 39] = [
     (Mark::Parked, "parked"),
     (Mark::Arrived, "arrived"),
     (Mark::AllArrived, "all_arrived"),
-    (Mark::Stopped, "stopped"),
     (Mark::AllStopped, "all_stopped"),
     (Mark::LegacyMasked, "legacy_masked"),
     (Mark::EventsDetached, "events_detached"),
@@ -223,7 +220,7 @@ impl Mark {
         match self {
             Mark::Asked | Mark::Answered | Mark::Quiet => Stage::Quiesce,
             Mark::Begun | Mark::Rung | Mark::Kicked | Mark::Parked | Mark::Arrived => Stage::Gather,
-            Mark::AllArrived | Mark::Stopped | Mark::AllStopped => Stage::Wait,
+            Mark::AllArrived | Mark::AllStopped => Stage::Wait,
             Mark::LegacyMasked
             | Mark::EventsDetached
             | Mark::SharedInfoUnmapped
@@ -257,11 +254,11 @@ pub enum Stage {
     Quiesce,
     /// Coming to the rendezvous; on vCPU 0, calling for it.
     Gather,
-    /// Being there, until all are.
+    /// vCPU 0 waits for all others.
     Wait,
     /// vCPU 0 prepares the domain.
     Prepare,
-    /// Stopped, from the last word to the leader until its release; the suspend is in there.
+    /// Another CPU waits, from its arrival to its release; the suspend is in there.
     Stand,
     /// The hypervisor and the toolstack have the domain.
     Suspended,

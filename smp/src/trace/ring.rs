@@ -159,8 +159,8 @@ mod tests {
         for number in 1..=20 {
             ring.begin(number);
             ring.mark(Mark::Arrived, number * 10);
-            ring.mark(Mark::Stopped, number * 10 + 1);
-            let whole = |n: u64| Some(vec![(Mark::Arrived, n * 10), (Mark::Stopped, n * 10 + 1)]);
+            ring.mark(Mark::Released, number * 10 + 1);
+            let whole = |n: u64| Some(vec![(Mark::Arrived, n * 10), (Mark::Released, n * 10 + 1)]);
             assert_eq!(read(&ring, number), whole(number));
             assert_eq!(read(&ring, number - 1), if number > 1 { whole(number - 1) } else { None });
             // Its beginning stands where the next word goes.

@@ -59,7 +59,7 @@ mod tests {
 
     #[test]
     fn standing_still_ends_with_the_release() {
-        let marks = [(Mark::Stopped, 20), (Mark::Released, 100)];
+        let marks = [(Mark::Arrived, 20), (Mark::Released, 100)];
         for (released_ns, cut_ns) in [(90, 90), (10, 20), (200, 100)] {
             let got: Vec<Span> = spans(marks.into_iter(), Some(released_ns)).collect();
             let times: Vec<_> = got.iter().map(|span| (span.stage, span.from_ns, span.to_ns)).collect();

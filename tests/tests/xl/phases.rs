@@ -35,7 +35,7 @@ const TAKEN_OVER: [Mark; 6] = [
     Mark::P2mPublished,
     Mark::EventsAttached,
 ];
-const FOLLOWER_BEFORE: [Mark; 4] = [Mark::Parked, Mark::Arrived, Mark::Stopped, Mark::Released];
+const FOLLOWER_BEFORE: [Mark; 3] = [Mark::Parked, Mark::Arrived, Mark::Released];
 
 /// Told without being asked: after a save and restore, and after a migration.
 pub(crate) fn of_every_vcpu(place: &mut Place, kinds: &[Kind]) -> Result<()> {
@@ -109,7 +109,6 @@ fn across(told: &Timeline) -> Result<()> {
     for lane in told.lanes.iter().filter(|lane| lane.vcpu != 0) {
         for (mine, for_all, first) in [
             (Mark::Arrived, Mark::AllArrived, true),
-            (Mark::Stopped, Mark::AllStopped, true),
             (Mark::Released, Mark::Back, false),
             (Mark::Ipi, Mark::AllAlive, true),
             (Mark::Timer, Mark::AllAlive, true),

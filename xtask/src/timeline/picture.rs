@@ -379,7 +379,6 @@ mod tests {
                 (Mark::Kicked, 920_000 + late),
                 (Mark::Parked, 925_000 + late),
                 (Mark::Arrived, 930_000 + late),
-                (Mark::Stopped, 1_160_000 + late / 4),
                 (Mark::Released, 1_001_240_000 + late),
                 (Mark::Bound, 1_001_280_000 + late),
                 (Mark::FirstTask, 1_001_290_000 + late),

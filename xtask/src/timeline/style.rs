@@ -37,7 +37,6 @@ fn of(mark: Mark) -> Look {
         Mark::Parked => ("task ran to its await", "#f2b84b"),
         Mark::Arrived => ("inbox served, arrived", "#d98324"),
         Mark::AllArrived => ("waiting for all to arrive", "#f8dcae"),
-        Mark::Stopped => ("arrived, others still coming", "#f3cf97"),
         Mark::AllStopped => ("waiting for all to stop", "#cf7f3a"),
         Mark::LegacyMasked => ("legacy slots masked", "#cdbcf0"),
         Mark::EventsDetached => ("events detached", "#b39be6"),

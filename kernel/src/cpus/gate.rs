@@ -1,0 +1,148 @@
+//! [`Gate`]: where vcpus sleep that wait in a rendezvous. A port that nobody is interrupted for, and `SCHEDOP_poll` on it: one
+//! send wakes all who wait, and until PENDING is cleared nobody can begin to wait any more, so that no wake-up is lost.
+//!
+//! | | PENDING of the port | [`DOOR`] |
+//! |---|---|---|
+//! | `shut`: all are out, the next rendezvous begins | cleared | the port |
+//! | `seal`: all have arrived, a suspend may strike | clear | 0 |
+//! | `open`: in the same domain | set by the send | 0 |
+//! | `open`: in a new one, in which there is no such port | | 0 |
+//!
+//! Xen takes the port's number out of [`DOOR`] inside the hypercall. 0 is no port: the poll fails at once, and the vcpu yields. So a
+//! vcpu on which the suspend strikes just before its poll does not sleep in the new domain, on a number that may be another's
+//! port by then and with a time out of the old host's; one that sleeps is woken by the restore, which keeps no sleep.
+//!
+//! With the 2-level ABI and with FIFO alike Xen wakes the pollers of a masked port (`evtchn_check_pollers`): it goes through the
+//! vcpus that poll, and only while some do.
+//!
+//! Without a port (the domain has no more, or it is beyond the event pages) all yield. Suspend: *rebuilt* by the next rendezvous.
+//! Turned down: `SCHEDOP_block` and an event for each, n hypercalls in place of one, and a vcpu that blocks after a restore has
+//! nobody to wake it.
+
+use evtchn::{AbiKind, Incarnation, PortNr};
+use percpu::{CpuId, Masked};
+use smp::Relax;
+use xen_sys::abi::event_channel::EVTCHN_FIFO_PENDING;
+use xen_sys::hypercall::{Batch, evtchn as hypercall, sched};
+use xen_sys::primitive::sync::atomic::{AtomicU32, Ordering};
+
+use crate::{events, memory, time};
+
+/// What waits are on, for Xen to read; 0: waits do not last. Written by vcpu 0, while nobody waits or before a suspend.
+static DOOR: AtomicU32 = AtomicU32::new(0);
+
+/// The port, and the life of the domain that it is of. Read and written by vcpu 0 only.
+static PORT: AtomicU32 = AtomicU32::new(0);
+static LIFE: AtomicU32 = AtomicU32::new(Incarnation::NONE.get());
+
+/// See the head of this file.
+pub(crate) struct Gate;
+
+/// The port of this life of the domain. Context: vcpu 0.
+fn port() -> Option<PortNr> {
+    // ORDERING: Relaxed twice, written by this CPU.
+    let of_this_life = LIFE.load(Ordering::Relaxed) == events::get().incarnation().get();
+    PortNr::new(PORT.load(Ordering::Relaxed)).filter(|_| of_this_life)
+}
+
+/// Makes the port, once in a life of the domain. It is masked, as every port is that our tables do not know. Two hypercalls
+/// where it turns out to be of no use, else one.
+fn make_port() -> Option<PortNr> {
+    let life = events::get().incarnation();
+    // ORDERING: Relaxed in all, as in `port`.
+    if LIFE.load(Ordering::Relaxed) == life.get() {
+        return None;
+    }
+    LIFE.store(life.get(), Ordering::Relaxed);
+    let mut batch = Batch::<1>::new();
+    let token = batch.bind_ipi(CpuId::BOOT.vcpu()).expect("the batch has room for one");
+    let bound = batch.issue().and_then(|results| results.port(token)).ok();
+    let usable = bound.and_then(PortNr::new).filter(|nr| clear_pending(*nr));
+    if let (Some(bound), None) = (bound, usable) {
+        // One that cannot be closed is lost until the domain ends.
+        let _ = hypercall::close(bound);
+    }
+    PORT.store(usable.map_or(0, PortNr::get), Ordering::Relaxed);
+    usable
+}
+
+/// Clears PENDING of a port of ours, and says whether there is such a bit.
+fn clear_pending(nr: PortNr) -> bool {
+    // ORDERING: Relaxed in both: nobody waits for it now. Who does later comes through Xen, which orders.
+    match events::get().abi() {
+        AbiKind::TwoLevel => {
+            // SAFETY: mapped but while a suspend is under way, and then nobody is here.
+            let shared = unsafe { memory::shared_info_place().as_ref() };
+            shared.evtchn_pending.get(nr.index() / 64).is_some_and(|word| {
+                word.fetch_and(!(1 << (nr.index() % 64)), Ordering::Relaxed);
+                true
+            })
+        }
+        AbiKind::Fifo => events::get().fifo_place(nr, CpuId::BOOT).is_some_and(|place| {
+            place.word.fetch_and(!(1 << EVTCHN_FIFO_PENDING), Ordering::Relaxed);
+            true
+        }),
+    }
+}
+
+impl Relax for Gate {
+    fn spin(&self) {
+        core::hint::spin_loop();
+    }
+
+    fn give_up_processor(&self) {
+        sched::yield_();
+    }
+}
+
+impl smp::Gate for Gate {
+    fn shut(&self) {
+        let nr = port().filter(|nr| clear_pending(*nr)).or_else(make_port);
+        // ORDERING: Relaxed: published by the phase that asks the others to come.
+        DOOR.store(nr.map_or(0, PortNr::get), Ordering::Relaxed);
+    }
+
+    fn seal(&self) {
+        // ORDERING: Relaxed: read by Xen in a call that begins in the new domain, and a suspend orders all that was before.
+        DOOR.store(0, Ordering::Relaxed);
+    }
+
+    fn open(&self) {
+        if let Some(nr) = port() {
+            // Refused means that it is gone; then nobody sleeps on it.
+            let _ = hypercall::send(nr.get());
+        }
+        self.seal();
+    }
+
+    fn doze(&self, _masked: &Masked, limit_ns: Option<u64>) {
+        let until_ns = limit_ns.map_or(0, |ns| time::system_ns().saturating_add(ns));
+        let area = percpu::area();
+        let parked = area.is_parked();
+        // An upcall that strikes now comes back at once with upcalls masked, and runs nothing: that is what `masked` promises.
+        area.set_parked(true);
+        let mask = &area.vcpu_info.evtchn_upcall_mask;
+        // ORDERING: Relaxed twice: read by Xen when this vcpu calls it, or is interrupted. After a restore it is plain memory.
+        mask.store(0, Ordering::Relaxed);
+        let waited = sched::poll(&DOOR, until_ns);
+        mask.store(1, Ordering::Relaxed);
+        area.set_parked(parked);
+        if waited.is_err() {
+            self.give_up_processor();
+        }
+    }
+
+    fn sleep(&self, _masked: &Masked) {
+        if sched::poll(&DOOR, 0).is_err() {
+            self.give_up_processor();
+        }
+    }
+
+    fn take_events(&self, _masked: &Masked) {
+        // ORDERING: Relaxed: one that comes later ends the next doze at once.
+        let flags = percpu::vcpu_info();
+        if flags.evtchn_upcall_pending.load(Ordering::Relaxed) != 0 {
+            events::upcall(flags);
+        }
+    }
+}
