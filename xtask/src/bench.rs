@@ -33,13 +33,14 @@ const fn known(name: &'static str, variant: &'static [&'static str]) -> Known {
 }
 
 /// All of them, in the order in which they are run.
-pub const BENCHES: [Known; 10] = [
+pub const BENCHES: [Known; 11] = [
     known("null-hypercall", &[]),
     known("self-event", &[]),
     known("self-event-return", &[]),
     known("drain", &["k"]),
     known("ipi-call", &["other"]),
     known("ipi-broadcast", &["vcpus", "other"]),
+    Known { name: "rendezvous", variant: &["vcpus", "other", "until"], peer: false },
     known("event-other", &["other"]),
     known("timer-busy", &[]),
     known("storm", &["other"]),

@@ -75,8 +75,9 @@ pub struct BenchOptions {
     apart: Option<Apart>,
     /// What to measure, with spaces or commas between; everything where nothing is named.
     ///
-    /// null-hypercall, self-event, self-event-return, drain, ipi-call, ipi-broadcast, event-other, timer-busy, storm, and
-    /// bare-ipi, which stasis alone has: what an IPI costs when nothing is done with it.
+    /// null-hypercall, self-event, self-event-return, drain, ipi-call, ipi-broadcast, event-other, timer-busy, storm; and what
+    /// stasis alone has: bare-ipi, what an IPI costs when nothing is done with it, and rendezvous, all vCPUs gathered and
+    /// released, best seen with more of them than --host-cpus.
     #[arg(value_name = "NAMES", value_delimiter = ',', value_parser = name)]
     names: Vec<String>,
     /// Measure the same in Linux, in the same lab, and compare. Without it stasis alone is booted, without dom0.
@@ -88,9 +89,15 @@ pub struct BenchOptions {
     /// How many times each is booted; 3 where not given, 1 with --deterministic.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: Option<u32>,
-    /// Virtual processors of each guest, each pinned to a processor of its own.
-    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=63))]
+    /// Virtual processors of each guest, each pinned to a processor of its own unless --host-cpus says otherwise.
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=1024))]
     vcpus: u32,
+    /// Processors of the emulated machine, without --against: fewer than vCPUs, which are not pinned then.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64), conflicts_with = "against")]
+    host_cpus: Option<u32>,
+    /// Xen's scheduler, without --against: credit2, which is its default, credit, rtds or null.
+    #[arg(long, value_name = "NAME", conflicts_with = "against")]
+    sched: Option<String>,
     /// Event channel ABI, of both sides.
     #[arg(long, value_enum, default_value_t = Abis::Both)]
     evtchn: Abis,
@@ -133,8 +140,16 @@ struct Plan {
     abis: &'static [&'static str],
     rounds: u32,
     shape: Shape,
+    host_cpus: u32,
+    xen_args: Vec<String>,
     deterministic: bool,
 }
+
+/// Xen's word for a processor of its own for each vCPU of the initial domain.
+const PIN: &str = "dom0_vcpus_pin";
+
+/// With a processor for each vCPU, and one for dom0.
+const PINNED_MAX: u32 = 63;
 
 impl Plan {
     fn of(options: &BenchOptions) -> Result<Plan> {
@@ -150,7 +165,14 @@ impl Plan {
                 Some(words(&both))
             }
         };
+        if options.host_cpus.is_none() && options.vcpus > PINNED_MAX {
+            bail!("with more than {PINNED_MAX} vCPUs say on how many processors: --host-cpus 2");
+        }
+        let sched = options.sched.iter().map(|name| format!("sched={name}"));
+        let pinned = options.host_cpus.is_none().then(|| PIN.to_owned());
         Ok(Plan {
+            host_cpus: options.host_cpus.unwrap_or(options.vcpus),
+            xen_args: sched.chain(pinned).collect(),
             ours: words(&options.names),
             peers,
             abis: options.evtchn.names(),
@@ -158,6 +180,16 @@ impl Plan {
             shape: Shape { vcpus: options.vcpus, memory_mib: options.memory },
             deterministic: options.deterministic,
         })
+    }
+}
+
+impl Plan {
+    /// Where the guests' vCPUs run, for people.
+    fn placing(&self) -> String {
+        let pinned = self.xen_args.iter().any(|arg| arg == PIN) || self.peers.is_some();
+        let place = if pinned { "each pinned".to_owned() } else { format!("on {} processors", self.host_cpus) };
+        let sched = self.xen_args.iter().filter(|arg| *arg != PIN).map(|arg| format!(", {arg}"));
+        std::iter::once(place).chain(sched).collect()
     }
 }
 
@@ -183,9 +215,10 @@ impl Book {
     fn heading(&self, plan: &Plan) -> String {
         let mode = if plan.deterministic { "time is instructions" } else { "time is the machine's" };
         format!(
-            "on:     {}\nguests: {} vCPUs, each pinned; {mode}; {} of each; figures are TSC ticks",
+            "on:     {}\nguests: {} vCPUs, {}; {mode}; {} of each; figures are TSC ticks",
             self.circumstances.place,
             plan.shape.vcpus,
+            plan.placing(),
             if plan.rounds == 1 { "one round".to_owned() } else { format!("{} rounds", plan.rounds) },
         )
     }
@@ -222,8 +255,8 @@ fn all_of_it(session: &Session, plan: &Plan) -> Result<String> {
                     cmdline: format!("bench={} evtchn={abi}", plan.ours),
                     vcpus: plan.shape.vcpus,
                     memory_mib: plan.shape.memory_mib,
-                    host_cpus: plan.shape.vcpus,
-                    xen_args: vec!["dom0_vcpus_pin".to_owned()],
+                    host_cpus: plan.host_cpus,
+                    xen_args: plan.xen_args.clone(),
                     deterministic: plan.deterministic,
                     logs: session.logs.clone(),
                     limit: LIMIT,
@@ -305,6 +338,16 @@ mod tests {
         let both = ("bare-ipi,ipi-call,drain".to_owned(), Some("ipi-call,drain".to_owned()));
         assert_eq!(words("bare-ipi,ipi-call drain --against linux").expect("known"), both);
         assert!(words("bare-ipi --against linux").expect_err("nothing to compare").to_string().contains("bare-ipi"));
+    }
+
+    #[test]
+    fn more_vcpus_than_processors_are_not_pinned() {
+        let args = |words| plan(words).map(|plan| (plan.host_cpus, plan.xen_args.join(" ")));
+        assert_eq!(args("--vcpus 4").expect("well formed"), (4, "dom0_vcpus_pin".to_owned()));
+        let crowded = args("rendezvous --vcpus 512 --host-cpus 2 --sched credit").expect("well formed");
+        assert_eq!(crowded, (2, "sched=credit".to_owned()));
+        assert!(args("--vcpus 512").expect_err("on what?").to_string().contains("--host-cpus"));
+        assert!(args("--host-cpus 2 --against linux").is_err());
     }
 
     #[test]
