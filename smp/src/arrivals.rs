@@ -2,9 +2,9 @@
 //! sleep meanwhile and is woken once.
 //!
 //! It decides nothing: who has come is said by the acknowledgements, which can also tell who has not. One line that every
-//! CPU writes once in a rendezvous. Turned down: a tree of counters, which spreads the writes over more lines and makes the
-//! last one of each group write twice; the writes of one rendezvous are as far apart as the arrivals, each of which costs
-//! Xen a switch of vcpus, some twenty times what a line takes to travel.
+//! CPU writes once in a rendezvous. Turned down: a tree of counters, which spreads the writes over more lines and has the
+//! last one of each group write twice. Each arrival costs Xen a switch of vcpus anyhow, and where vcpus outnumber processors
+//! as many arrive at the same time as there are processors.
 //!
 //! The word carries the rendezvous' number: a CPU that comes late, when the leader has given up on it and begun another
 //! one, does not count there.

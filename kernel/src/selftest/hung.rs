@@ -7,10 +7,13 @@ use percpu::CpuId;
 use xen_sys::primitive::sync::atomic::{AtomicBool, Ordering};
 
 use super::Verdict;
-use crate::{cpus, executor, timer};
+use crate::{cpus, executor, time, timer};
 
 /// How long the harness may take to ask.
 const PATIENCE_NS: u64 = 600_000_000_000;
+
+/// How long it takes to tell what became of a suspend, at most.
+const TOLD_NS: u64 = 2_000_000_000;
 
 /// The last vcpu has a task that does not end.
 pub(super) async fn in_suspend() -> Verdict {
@@ -37,6 +40,11 @@ async fn hang(deaf: bool) -> Verdict {
         while cpus::rendezvous_racy().1 == given_up {
             core::hint::spin_loop();
         }
+        // Until it has been told who was missing.
+        let seen_ns = time::now_ns();
+        while time::now_ns() < seen_ns + TOLD_NS {
+            core::hint::spin_loop();
+        }
         drop(masked);
         BACK.store(true, Ordering::Relaxed);
     });
@@ -49,6 +57,8 @@ async fn hang(deaf: bool) -> Verdict {
     until(|| BACK.load(Ordering::Relaxed)).await.ok_or("no suspend was given up")?;
     crate::say!("back", cpu = last);
     until(|| cpus::rendezvous_racy().0 > held).await.ok_or("no suspend took place afterwards")?;
+    // The domain ends with this test; what became of the suspend is told before.
+    timer::sleep(TOLD_NS).await;
     match cpus::rendezvous_racy() {
         (held_now, given_up_now) if (held_now, given_up_now) == (held + 1, given_up + 1) => {
             Ok(format!("hung={last} given_up=1 held=1"))
