@@ -3,7 +3,7 @@
 //! Each step creates its own guest and sees it gone from Xen and xenstore at its end, so any of them
 //! can be run alone (`cargo test -p tests --test xl -- migrate::`) and a failed one leaves nothing to
 //! the next. The order is from plain to hard. `steps` are the good ways, `trouble` the others,
-//! `ports` compares the guest's view with Xen's, `phases` looks at what it tells of its suspends,
+//! `hung` has a vCPU that does not come, `ports` compares the guest's view with Xen's, `phases` looks at what it tells of its suspends,
 //! `hotplug` changes how many vCPUs are up, `channel` suspends through the suspend event channel, `pages` counts what
 //! is written to and runs xl remus, `vectors` looks at registers.
 
@@ -13,6 +13,8 @@
 mod channel;
 #[path = "xl/hotplug.rs"]
 mod hotplug;
+#[path = "xl/hung.rs"]
+mod hung;
 #[path = "xl/pages.rs"]
 mod pages;
 #[path = "xl/phases.rs"]
@@ -83,6 +85,9 @@ fn ladder() -> Vec<(String, Step)> {
     step("trouble::garbage_request", Box::new(trouble::garbage_request));
     step("trouble::withdrawn_request", Box::new(trouble::withdrawn_request));
     step("trouble::second_request", Box::new(trouble::second_request));
+    for (test, seen_as) in [("hung-in-suspend", " asked"), ("deaf-in-suspend", " takes no events")] {
+        step(&format!("trouble::{test}"), Box::new(move |place| hung::in_a_suspend(place, test, seen_as)));
+    }
     step("debug_key", Box::new(steps::debug_key));
     for abi in ["2l", "fifo"] {
         let words = format!("evtchn={abi}");
