@@ -264,7 +264,7 @@ fn join(threads: impl IntoIterator<Item = thread::JoinHandle<()>>) {
 
 #[test]
 fn restore_strikes_while_all_are_parked() {
-    check(2, 6, || {
+    check(2, 4, || {
         let world = World::new(3);
         let followers = [1, 2].map(|n| {
             on(&world, n, move |world| {
