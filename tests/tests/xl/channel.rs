@@ -79,14 +79,16 @@ pub(crate) fn toolstack_gone(place: &mut Place) -> Result<()> {
     })
 }
 
-/// Waits for the guest's offer; the port as it says it and as it stands in xenstore.
+/// Waits for the guest's offer; the port as it stands in xenstore. Not for its word on the console, which may have been passed over.
 pub(crate) fn offered(guest: &mut Guest<'_>) -> Result<String> {
-    let port = guest.wait_for("`stasis: suspend-port`", guest.limits().word, |said| {
-        (said.line.event == "suspend-port").then(|| said.line.get("port").unwrap_or_default().to_owned())
-    })?;
-    let script = format!("xenstore-read /local/domain/{}/device/suspend/event-channel", domid(guest)?);
-    let node = guest.command_ok(&script, guest.limits().command)?;
-    ensure!(node.trim() == port, "the guest says port {port}, its node {node}");
+    let script = format!(
+        "# wait until {name} offers a port\n\
+         i=0; while p=$(xenstore-read /local/domain/$(xl domid {name})/device/suspend/event-channel); [ -z \"$p\" ]; do \
+         i=$((i+1)); [ $i -lt 300 ] || exit 1; sleep 0.2; done; echo $p",
+        name = guest.name()
+    );
+    let port = guest.command_ok(&script, guest.limits().command)?.trim().to_owned();
+    ensure!(port.parse::<u32>().is_ok(), "its node says {port:?}");
     Ok(port)
 }
 
