@@ -137,7 +137,9 @@ impl fmt::Display for DeviceError {
             DeviceError::NoSuchPort { nr, errno } => write!(f, "bind port {nr}: expand_array: {errno}"),
             DeviceError::PortTaken { nr } => write!(f, "bind port {nr}: taken"),
             DeviceError::ActionTaken { nr, has } => write!(f, "bind port {nr}: the action has port {has}"),
-            DeviceError::CpuNotReady { nr, cpu } => write!(f, "bind port {nr}: cpu {cpu} is not ready"),
+            DeviceError::CpuNotReady { nr, cpu } => {
+                write!(f, "port {nr}: cpu {cpu} has bound nothing of its own yet in this life of the domain")
+            }
             DeviceError::StillQueued { nr } => write!(f, "bind port {nr}: an old event still stands in a queue"),
             DeviceError::NotBound => f.write_str("the port is one of before the restore"),
             DeviceError::Route { nr, cpu, errno } => write!(f, "route port {nr} to cpu {cpu}: {errno}"),
