@@ -33,7 +33,7 @@ const fn known(name: &'static str, variant: &'static [&'static str]) -> Known {
 }
 
 /// All of them, in the order in which they are run.
-pub const BENCHES: [Known; 11] = [
+pub const BENCHES: [Known; 12] = [
     known("null-hypercall", &[]),
     known("self-event", &[]),
     known("self-event-return", &[]),
@@ -45,6 +45,7 @@ pub const BENCHES: [Known; 11] = [
     known("timer-busy", &[]),
     known("storm", &["other"]),
     Known { name: "bare-ipi", variant: &["other"], peer: false },
+    Known { name: "bind", variant: &["ports", "bound"], peer: false },
 ];
 
 /// The bench of this name.

@@ -19,6 +19,8 @@ mod bare;
 #[cfg(target_os = "none")]
 mod bare_stubs;
 #[cfg(target_os = "none")]
+mod bind;
+#[cfg(target_os = "none")]
 mod calls;
 #[cfg(target_os = "none")]
 mod here;

@@ -7,7 +7,7 @@ use core::future::Future;
 use core::pin::Pin;
 
 use super::report::Report;
-use super::{across, bare, calls, here, rendezvous, timer};
+use super::{across, bare, bind, calls, here, rendezvous, timer};
 use crate::time::{self, TimeRecord};
 use crate::{control, cpus, events, executor};
 
@@ -37,6 +37,7 @@ benches! {
     "timer-busy" => timer::timer_busy,
     "storm" => across::storm,
     "bare-ipi" => bare::bare_ipi,
+    "bind" => bind::bind,
 }
 
 /// What `bench=` asks for.

@@ -76,8 +76,8 @@ pub struct BenchOptions {
     /// What to measure, with spaces or commas between; everything where nothing is named.
     ///
     /// null-hypercall, self-event, self-event-return, drain, ipi-call, ipi-broadcast, event-other, timer-busy, storm; and what
-    /// stasis alone has: bare-ipi, what an IPI costs when nothing is done with it, and rendezvous, all vCPUs gathered and
-    /// released, best seen with more of them than --host-cpus.
+    /// stasis alone has: bare-ipi, what an IPI costs when nothing is done with it; bind, ports bound in one multicall; and
+    /// rendezvous, all vCPUs gathered and released, best seen with more of them than --host-cpus.
     #[arg(value_name = "NAMES", value_delimiter = ',', value_parser = name)]
     names: Vec<String>,
     /// Measure the same in Linux, in the same lab, and compare. Without it stasis alone is booted, without dom0.
