@@ -10,7 +10,7 @@
 //! | hazard | what is done about it here |
 //! |---|---|
 //! | the node names a port that cannot be bound: every save fails at once | it is written once the port is bound here, and the port lives as long as the domain; a restore's empty node has the toolstack use `control/shutdown` |
-//! | a ring is not acknowledged and cannot be taken back: a guest that suspends after the toolstack has given up, after 60 s, stays suspended | a ring is refused when nobody has the port's other end any more, which is closed by who gives up; and when it was not seen to within half of that time ([`LATE_NS`]), of which the suspend's own limits are the other half |
+//! | a ring is not acknowledged and cannot be taken back: a guest that suspends after the toolstack has given up, after 60 s, stays suspended | a ring is refused when nobody has the port's other end any more, which is closed by who gives up; and when it was not seen to at once ([`LATE_NS`]), as the suspend's own limits are 50 s together |
 //! | Xen goes on telling only the port's other end that the domain is suspended, also when that toolstack has gone: a request by `control/shutdown` is then not seen to be met, for 60 s, and a migration leaves the guest suspended | the node is never taken back; once the port has rung, requests by `control/shutdown` are refused, and the node written again: somebody must have emptied it |
 //! | a ring of a life before the restore | forgotten with its port |
 //! | rings without end | the port is masked from a ring on until the task has seen it |
@@ -40,8 +40,8 @@ const TOOLSTACK: domid_t = 0;
 /// The number by which dumps show the port, after the console's and the store's.
 const CONTEXT: usize = 2;
 
-/// How old a ring may be that is answered. A toolstack waits 60 s, and a suspend gives up by itself in less than the rest.
-const LATE_NS: u64 = 30_000_000_000;
+/// How old a ring may be that is answered. A toolstack waits 60 s, and a suspend gives up by itself within 50.
+const LATE_NS: u64 = 5_000_000_000;
 
 static ACTION: Once<Arc<Action>> = Once::new();
 static RANG: Flag = Flag::new();

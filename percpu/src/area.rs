@@ -14,9 +14,11 @@
 use core::mem::offset_of;
 use core::mem::size_of;
 use core::ptr;
+use core::sync::atomic::compiler_fence;
 
 use xen_sys::abi::vcpu::VcpuRunstateInfo;
 use xen_sys::abi::xen::VcpuInfo;
+use xen_sys::hypercall::poll::PollArgument;
 use xen_sys::primitive::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
 use crate::CpuId;
@@ -30,8 +32,11 @@ pub struct Area {
     /// This area's own address, so that it can be had by one load through gs. Written once, by [`Area::link`].
     this: AtomicPtr<Area>,
     cpu: CpuId,
-    /// This CPU stands in a rendezvous, and nothing of Xen's may be relied on: see [`Area::set_parked`].
+    /// Upcalls are to be sent back: see [`Area::set_parked`].
     parked: AtomicBool,
+    /// What this CPU waits for where an upcall is sent back unhandled: then the wait is over before it begins. Written by this CPU.
+    /// Suspend: *kept*.
+    pub doze: PollArgument,
     /// Where this CPU was when its last upcall came. Written by the upcall's entry; read by anybody, for people. Suspend:
     /// *kept*.
     pub upcall_rip: AtomicU64,
@@ -62,6 +67,7 @@ impl Area {
             this: AtomicPtr::new(ptr::null_mut()),
             cpu,
             parked: AtomicBool::new(false),
+            doze: PollArgument::new(),
             upcall_rip: AtomicU64::new(0),
             runstate: VcpuRunstateInfo::new(),
         }
@@ -78,14 +84,18 @@ impl Area {
         this.addr() as u64
     }
 
-    /// Says whether this CPU stands parked in a rendezvous. While it does, a suspend may at any instruction take its
-    /// `vcpu_info` away and hand it an upcall that belongs to nobody; the upcall's entry looks here first.
+    /// Says whether upcalls are to be sent back unhandled. So while this CPU stands parked in a rendezvous, when a suspend may at any
+    /// instruction take its `vcpu_info` away and hand it an upcall that belongs to nobody; and while it dozes, with upcalls unmasked
+    /// for Xen to wake it. The upcall's entry looks here first.
     pub fn set_parked(&self, parked: bool) {
-        // ORDERING: Relaxed, read by upcalls on this CPU only, which see its stores in program order.
+        // ORDERING: Relaxed, read by upcalls on this CPU only. The fences keep the compiler from moving it over what the caller does
+        //   to its upcall mask.
+        compiler_fence(Ordering::SeqCst);
         self.parked.store(parked, Ordering::Relaxed);
+        compiler_fence(Ordering::SeqCst);
     }
 
-    /// Whether this CPU stands parked in a rendezvous.
+    /// Whether upcalls are to be sent back.
     pub fn is_parked(&self) -> bool {
         // ORDERING: Relaxed, written by this CPU only.
         self.parked.load(Ordering::Relaxed)

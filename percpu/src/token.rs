@@ -25,7 +25,7 @@ impl Masked {
     }
 }
 
-/// Every other vcpu is parked with its upcalls masked, and stays so for as long as this lives.
+/// Every other vcpu is parked, runs no handler, and stays so for as long as this lives.
 pub struct Quiesced {
     not_send: PhantomData<*const ()>,
 }

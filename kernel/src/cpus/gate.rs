@@ -22,7 +22,10 @@
 use evtchn::{AbiKind, Incarnation, PortNr};
 use percpu::{CpuId, Masked};
 use smp::Relax;
+use xen_sys::Errno;
 use xen_sys::abi::event_channel::EVTCHN_FIFO_PENDING;
+use xen_sys::hypercall::poll::poll_for;
+use xen_sys::hypercall::version::xen_version;
 use xen_sys::hypercall::{Batch, evtchn as hypercall, sched};
 use xen_sys::primitive::sync::atomic::{AtomicU32, Ordering};
 
@@ -85,6 +88,45 @@ fn clear_pending(nr: PortNr) -> bool {
     }
 }
 
+/// As [`smp::Gate::doze`]; `before_the_call` comes between unmasking and the hypercall, where an upcall may strike.
+fn doze(_masked: &Masked, limit_ns: Option<u64>, before_the_call: impl FnOnce()) -> Result<(), Errno> {
+    let until_ns = limit_ns.map_or(0, |ns| time::system_ns().saturating_add(ns));
+    let area = percpu::area();
+    area.doze.set(&DOOR, until_ns);
+    let parked = area.is_parked();
+    // An upcall that strikes now is sent back with upcalls masked, and runs nothing: that is what the token promises. It ends the
+    // wait before it begins.
+    area.set_parked(true);
+    let mask = &area.vcpu_info.evtchn_upcall_mask;
+    // ORDERING: Relaxed twice: read by Xen when this vcpu calls it, or is interrupted. After a restore it is plain memory.
+    mask.store(0, Ordering::Relaxed);
+    before_the_call();
+    let waited = poll_for(&area.doze);
+    mask.store(1, Ordering::Relaxed);
+    area.set_parked(parked);
+    waited
+}
+
+/// Dozes at an open gate without a limit, and has an event strike between unmasking and the hypercall. Does not return if that event
+/// is lost. Context: vcpu 0, no rendezvous on.
+///
+/// # Errors
+/// The gate has no port, or did not doze.
+pub(super) fn doze_struck_before_the_call(masked: &Masked) -> Result<(), &'static str> {
+    let gate = Gate;
+    smp::Gate::shut(&gate);
+    if port().is_none() {
+        return Err("the gate has no port");
+    }
+    super::reschedule(CpuId::BOOT);
+    let waited = doze(masked, None, || {
+        // Xen delivers on its way out of any hypercall.
+        let _ = xen_version();
+    });
+    smp::Gate::seal(&gate);
+    waited.map_err(|_| "the poll was refused")
+}
+
 impl Relax for Gate {
     fn spin(&self) {
         core::hint::spin_loop();
@@ -115,19 +157,8 @@ impl smp::Gate for Gate {
         self.seal();
     }
 
-    fn doze(&self, _masked: &Masked, limit_ns: Option<u64>) {
-        let until_ns = limit_ns.map_or(0, |ns| time::system_ns().saturating_add(ns));
-        let area = percpu::area();
-        let parked = area.is_parked();
-        // An upcall that strikes now comes back at once with upcalls masked, and runs nothing: that is what `masked` promises.
-        area.set_parked(true);
-        let mask = &area.vcpu_info.evtchn_upcall_mask;
-        // ORDERING: Relaxed twice: read by Xen when this vcpu calls it, or is interrupted. After a restore it is plain memory.
-        mask.store(0, Ordering::Relaxed);
-        let waited = sched::poll(&DOOR, until_ns);
-        mask.store(1, Ordering::Relaxed);
-        area.set_parked(parked);
-        if waited.is_err() {
+    fn doze(&self, masked: &Masked, limit_ns: Option<u64>) {
+        if doze(masked, limit_ns, || ()).is_err() {
             self.give_up_processor();
         }
     }

@@ -58,6 +58,9 @@ pub(super) async fn rendezvous() -> Verdict {
             }
         });
     }
+    for _ in 0..ROUNDS {
+        cpus::doze_struck_before_the_call()?;
+    }
     for round in 0..ROUNDS {
         let stopped = cpus::rendezvous(|_, _| {
             let awake = others().filter(|cpu| cpus::state_racy(*cpu) != cpus::State::Parked).count();

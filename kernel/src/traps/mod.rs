@@ -46,7 +46,9 @@ extern "C" fn upcall(frame: &mut UpcallFrame) {
     if area.is_parked() {
         // A suspend may have struck: what Xen takes for this vcpu's vcpu_info can be a legacy slot of before, or from id 32 on
         // the dummy that all domains share. Neither may be touched from here, and its pending flag cannot be cleared.
-        // Going back masked keeps it from coming again at once; the mask of our own vcpu_info is 1 anyhow.
+        // Going back masked keeps it from coming again at once. Or it dozes: with upcalls masked again Xen would not see, as
+        // the poll begins, that an event is there, and later ones do not wake it either.
+        area.doze.end_at_once();
         frame.return_masked();
         return;
     }

@@ -18,6 +18,8 @@ pub mod evtchn;
 pub mod memory;
 pub mod misc;
 pub mod mmu;
+#[cfg(not(any(loom, shuttle)))]
+pub mod poll;
 mod raw;
 pub mod sched;
 pub mod traps;
