@@ -7,7 +7,7 @@
 //!
 //! | hypercalls on vcpu 0, but for the suspend itself | before it | after `Resumed` | after `Continued` |
 //! |---|---|---|---|
-//! | rendezvous, while the others come or go | 1 for each other vcpu (rings it), and yields | | |
+//! | rendezvous, while the others come or go | 1 for each 32 others (rings them), 1 or more (dozes) | 1 (opens the gate; makes it at the first in a life) | 1 (opens the gate) |
 //! | quiesced, while all wait | 1 (unmap `shared_info`) | 3 (map it, place `vcpu_info`, ask for the machine's size) | 1 (map it) |
 //! | released, in parallel with the others | | 1 (bind), 1 (roll call), 3 for each device port | 1 (timer), 1 (roll call) |
 //! | unmasking, where an upcall is pending | 1 | 1 | 1 |

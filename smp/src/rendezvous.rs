@@ -1,4 +1,4 @@
-//! [`Rendezvous`]: every other vcpu waits, masked, while vCPU 0 works. Suspend happens in there.
+//! [`Rendezvous`]: every other vcpu waits, and runs no handler, while vCPU 0 works. Suspend happens in there.
 //!
 //! | phase | leader (vCPU 0) | follower, in [`Rendezvous::park`] |
 //! |---|---|---|
@@ -127,7 +127,7 @@ impl Rendezvous {
     /// Context: vCPU 0, in a task. The other vCPUs' tasks that wait for a call on this one are served. `work` must take
     /// no lock, allocate nothing and log nothing.
     ///
-    /// Cost here, for n others: n/32 hypercalls that ring them, 2 that make and open the gate, one for each time that this
+    /// Cost here, for n others: n/32 hypercalls that ring them, one that opens the gate (and in each life one that makes it), one for each time that this
     /// vcpu dozes: once, or more often where events come for it. Lines: each acknowledgement is read twice after it has
     /// been written, the phase is written three times.
     ///
@@ -162,6 +162,7 @@ impl Rendezvous {
         let generation = self.phase.load(Relaxed).next_generation();
         let others: CpuSet = self.waited_for().map(|(cpu, _)| cpu).collect();
         self.arrivals.expect(generation, others.len());
+        watch.counts_anew();
         // ORDERING: Release, pairs with the Acquire in `park`: who counts itself finds the count of this generation, and
         //   whoever comes to the gate finds it shut. Who is woken by our post sees the phase, as the inbox passes on
         //   what came before.
@@ -383,6 +384,11 @@ impl<'a, C: Clock + ?Sized> Watch<'a, C> {
             end_ns: now_ns.saturating_add(total_ns),
             left: usize::MAX,
         }
+    }
+
+    /// From here on others are counted than before.
+    fn counts_anew(&mut self) {
+        self.left = usize::MAX;
     }
 
     /// `left`: how many are yet to come.

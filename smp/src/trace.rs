@@ -5,7 +5,7 @@
 //! added up and nothing converted before somebody asks.
 //!
 //! A mark takes no lock, allocates nothing, calls nobody, writes no line that another CPU writes, and needs nothing of
-//! Xen's: no clock page, no port. So it may stand anywhere but where a follower has acknowledged that it is stopped,
+//! Xen's: no clock page, no port. So it may stand anywhere but between a follower's acknowledgement and its release,
 //! where nothing may stand. There is one clock, the TSC, which two things can bend:
 //!
 //! - A suspend, after which it may be another host's. Marks from before the hypercall and those from after it are put
@@ -30,7 +30,8 @@ pub use mark::{Mark, Stage};
 pub use ring::{Record, Ring, Stamp};
 pub use span::{Span, spans};
 
-/// Words of each CPU. A suspend takes 29 of vCPU 0 and 12 of any other, so the last four are there whole.
+/// Words of each CPU. A suspend takes 29 of vCPU 0 and 11 of any other, so the last four are there whole, but
+/// for those that other rendezvous lie between.
 pub const WORDS: usize = 128;
 
 /// A CPU's ring, and which record it writes.

@@ -188,7 +188,7 @@ fn join(threads: impl IntoIterator<Item = thread::JoinHandle<()>>) {
 
 #[test]
 fn a_suspend_follows_at_once() {
-    check(3, 12, || {
+    check(2, 8, || {
         let world = World::new(2);
         let leaver = on(&world, 1, |world| world.run(1));
         let _on = hosted::enter(CpuId::BOOT);
@@ -227,7 +227,7 @@ unsafe impl Send for Gift {}
 
 #[test]
 fn a_call_is_run_before_it_goes_or_refused() {
-    check(2, 8, || {
+    check(2, 4, || {
         let world = World::new(3);
         let leaver = on(&world, 1, |world| world.run(1));
         // Not one of the kernel's vcpus that park: it may post at any moment.

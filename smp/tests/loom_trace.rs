@@ -26,7 +26,7 @@ fn a_reader_sees_whole_records_only() {
         let ring = Arc::new(Ring::<4>::new());
         ring.mark(Mark::Timer, time(0, 0));
         ring.begin(1);
-        let marks = [Mark::Arrived, Mark::Stopped];
+        let marks = [Mark::Arrived, Mark::Released];
         (0..).zip(marks).for_each(|(nth, mark)| ring.mark(mark, time(1, nth)));
         let writer = thread::spawn({
             let ring = ring.clone();

@@ -43,7 +43,7 @@ pub(crate) fn init(nr_cpus: usize, choice: boot::Trace) {
     }
 }
 
-/// This CPU has reached `mark`. Context: any but between a follower's second acknowledgement and its release; lock-free. Cost:
+/// This CPU has reached `mark`. Context: any but between a follower's acknowledgement and its release; lock-free. Cost:
 /// see [`super`].
 pub(crate) fn mark(masked: &Masked, mark: Mark) {
     if let Some(kept) = TRACE.get() {
