@@ -131,8 +131,15 @@ pub(crate) fn rendezvous<T>(work: impl FnOnce(&Quiesced, &Masked) -> (Outcome, T
 fn as_leader<T>(
     run: impl FnOnce(&Lead<'_, Deliver, gate::Gate, GuestClock>) -> Result<T, Missing>,
 ) -> Result<T, Missing> {
-    let overdue =
-        |missing: &Missing| crate::say!("rendezvous-overdue", missing = missing.cpus, states = Laggards(missing));
+    let begun_ns = time::now_ns();
+    let overdue = |missing: &Missing| {
+        crate::say!(
+            "rendezvous-overdue",
+            missing = missing.cpus,
+            after_ns = time::now_ns().saturating_sub(begun_ns),
+            states = Laggards(missing)
+        );
+    };
     let lead = Lead { mail: mail(), gate: &gate::Gate, clock: &GuestClock, limits: LIMITS, overdue: &overdue };
     laggards::begin();
     let result = run(&lead);
