@@ -18,6 +18,8 @@
 //! The task sleeps and does not spin: with more vcpus than processors a task that spins sees mostly Xen's time slices, and most of
 //! what it loses is not the suspend's. The module for Linux as a guest does the same, by one-shot timer too, and tells the same lines.
 //!
+//! A vcpu that is down when it is told is not waited for, and its gap is 0; the time that one was down is no gap of its.
+//!
 //! `stopped` is from the call until all others are stopped; `whole` until the call returns, when they have been told to go on.
 
 use alloc::vec::Vec;
@@ -64,7 +66,7 @@ pub(super) fn start() {
         READERS
             .call_once(|| PerCpu::new(cpus::nr(), |_| Reader { most: AtomicU64::new(0), readings: AtomicU64::new(0) }));
         for cpu in CpuId::first(cpus::nr()) {
-            executor::spawn_on(cpu, read());
+            executor::spawn_on(cpu, read(cpu));
         }
         crate::say!("blackout-ready", vcpus = cpus::nr(), period_ns = PERIOD_NS);
     });
@@ -101,15 +103,19 @@ async fn stop_machine() {
     console::print(&line);
 }
 
-async fn read() {
-    let mine = READERS.get().expect("start() has made them").mine();
+async fn read(cpu: CpuId) {
+    let mine = READERS.get().expect("start() has made them").on(cpu);
+    let mut changes = cpus::changes(cpu);
     let mut last = time::tsc();
     loop {
         timer::sleep(PERIOD_NS).await;
         let now = time::tsc();
-        // ORDERING: Relaxed both, read by vcpu 0 after the next reading's count at the earliest; one that it clears just now is
-        //   of before the request.
-        mine.most.fetch_max(now.saturating_sub(last), Ordering::Relaxed);
+        let changes_before = core::mem::replace(&mut changes, cpus::changes(cpu));
+        if changes == changes_before {
+            // ORDERING: Relaxed both, read by vcpu 0 after the next reading's count at the earliest; one that it clears just now is
+            //   of before the request.
+            mine.most.fetch_max(now.saturating_sub(last), Ordering::Relaxed);
+        }
         // ORDERING: Release, pairs with the Acquire in `tell`: who has seen the count sees the gap before it.
         mine.readings.fetch_add(1, Ordering::Release);
         last = now;
@@ -137,7 +143,9 @@ async fn tell(over: Over) {
     // ORDERING: Acquire, pairs with the Release in `read`.
     let readings = |reader: &Reader| reader.readings.load(Ordering::Acquire);
     let before: Vec<u64> = readers.iter().map(|(_, reader)| readings(reader)).collect();
-    while readers.iter().zip(&before).any(|((_, reader), before)| readings(reader) < before + READINGS_AFTER) {
+    let is_awaited =
+        |cpu: CpuId, reader: &Reader, before: u64| cpus::is_up(cpu) && readings(reader) < before + READINGS_AFTER;
+    while readers.iter().zip(&before).any(|((cpu, reader), before)| is_awaited(cpu, reader, *before)) {
         timer::sleep(LOOK_NS).await;
     }
     // ORDERING: Relaxed, as in `read`.
