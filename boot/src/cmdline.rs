@@ -49,6 +49,8 @@ pub enum Workload {
     Blackout,
     /// Vector registers of every vcpu, verified after every resume.
     Vectors,
+    /// The heartbeat, and with it storms of events, timers and IPIs on every vcpu, checked without end.
+    Soak,
 }
 
 /// What is kept and told of when each vcpu reached what in a suspend, `trace=`.
@@ -79,6 +81,8 @@ pub struct Cmdline<'a> {
     pub log: LogLevel,
     /// `trace=`
     pub trace: Trace,
+    /// `seed=`: what a workload draws at random follows from it.
+    pub seed: u64,
     text: &'a str,
 }
 
@@ -127,7 +131,7 @@ fn names<'a>(key: &'a str, value: &'a str, expected: &'static str, list: bool) -
 }
 
 impl<'a> Cmdline<'a> {
-    const KEYS: [&'static str; 7] = ["evtchn", "workload", "suspend", "test", "bench", "log", "trace"];
+    const KEYS: [&'static str; 8] = ["evtchn", "workload", "suspend", "test", "bench", "log", "trace", "seed"];
 
     /// Parses `text`.
     ///
@@ -142,6 +146,7 @@ impl<'a> Cmdline<'a> {
             bench: None,
             log: LogLevel::Info,
             trace: Trace::Keep,
+            seed: 0,
             text,
         };
         for (key, value) in words(text) {
@@ -155,8 +160,9 @@ impl<'a> Cmdline<'a> {
                         ("heartbeat", Workload::Heartbeat),
                         ("blackout", Workload::Blackout),
                         ("vectors", Workload::Vectors),
+                        ("soak", Workload::Soak),
                     ];
-                    line.workload = choose(key, value, "idle|heartbeat|blackout|vectors", &choices)?;
+                    line.workload = choose(key, value, "idle|heartbeat|blackout|vectors|soak", &choices)?;
                 }
                 "suspend" => {
                     let choices = [("xenstore", SuspendVia::Xenstore), ("evtchn", SuspendVia::Evtchn)];
@@ -176,6 +182,9 @@ impl<'a> Cmdline<'a> {
                 "trace" => {
                     let choices = [("off", Trace::Off), ("keep", Trace::Keep), ("suspend", Trace::Suspend)];
                     line.trace = choose(key, value, "off|keep|suspend", &choices)?;
+                }
+                "seed" => {
+                    line.seed = value.parse().map_err(|_| BadValue { key, value, expected: "NUMBER" })?;
                 }
                 _ => {}
             }
@@ -201,17 +210,16 @@ mod tests {
     fn empty_means_defaults() {
         let line = Cmdline::parse(" \t ").expect("nothing to misunderstand");
         assert_eq!((line.workload, line.log, line.test), (Workload::Idle, LogLevel::Info, None));
-        assert_eq!((line.suspend, line.trace), (SuspendVia::Xenstore, Trace::Keep));
+        assert_eq!((line.suspend, line.trace, line.seed), (SuspendVia::Xenstore, Trace::Keep, 0));
     }
 
     #[test]
     fn every_key() {
-        let text =
-            "evtchn=fifo workload=heartbeat suspend=evtchn test=ipi-ring bench=null,event_self log=debug trace=off";
+        let text = "evtchn=fifo workload=heartbeat suspend=evtchn test=ipi-ring bench=null,event_self log=debug trace=off seed=18446744073709551615";
         let line = Cmdline::parse(text).expect("well formed");
         assert_eq!((line.abi, line.workload, line.suspend), (Abi::Fifo, Workload::Heartbeat, SuspendVia::Evtchn));
         assert_eq!((line.test, line.bench, line.log), (Some("ipi-ring"), Some("null,event_self"), LogLevel::Debug));
-        assert_eq!(line.trace, Trace::Off);
+        assert_eq!((line.trace, line.seed), (Trace::Off, u64::MAX));
         assert_eq!(line.unknown_keys().count(), 0);
     }
 
@@ -234,6 +242,8 @@ mod tests {
             ("test=", "test"),
             ("test=a,b", "test"),
             ("trace=on", "trace"),
+            ("seed=-1", "seed"),
+            ("seed=18446744073709551616", "seed"),
             ("bench=a,,b", "bench"),
             ("log=info evtchn=fifo log=loud", "log"),
         ] {

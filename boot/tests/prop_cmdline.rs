@@ -15,6 +15,7 @@ fn word() -> impl Strategy<Value = String> {
         Just("test".to_owned()),
         Just("bench".to_owned()),
         Just("log".to_owned()),
+        Just("seed".to_owned()),
         "[a-z=]{0,6}",
     ];
     let value = prop_oneof![
@@ -45,6 +46,7 @@ fn takes(key: &str, value: &str) -> Option<bool> {
         "evtchn" => ["2l", "fifo"].contains(&value),
         "workload" => ["idle", "heartbeat", "blackout"].contains(&value),
         "suspend" => ["xenstore", "evtchn"].contains(&value),
+        "seed" => value.parse::<u64>().is_ok(),
         "log" => ["error", "warn", "info", "debug"].contains(&value),
         "test" => is_name(value),
         "bench" => value.split(',').all(is_name),

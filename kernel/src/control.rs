@@ -18,7 +18,7 @@ use xenbus::shutdown::{self, Request};
 use xenbus::{Change, Doorbell, Store, StoreError};
 
 use crate::wait::{First, first_of};
-use crate::{console, devices, events, executor, panic, suspend, suspend_port, sysrq, time, timer};
+use crate::{console, devices, events, executor, panic, suspend, suspend_port, sysrq, time, timer, workload};
 
 /// How long a failed exchange with xenstored is let rest before it is tried again.
 pub(crate) const RETRY_NS: u64 = 1_000_000_000;
@@ -186,7 +186,10 @@ async fn advertise(store: &Store, via: SuspendVia) {
 /// Does what is asked for; it was seen at guest time `seen_ns`.
 async fn obey(store: &'static Store, request: Request, seen_ns: u64) {
     match request {
-        Request::Poweroff | Request::Halt => power_off(if request == Request::Halt { "halt" } else { "poweroff" }),
+        Request::Poweroff | Request::Halt => {
+            workload::end().await;
+            power_off(if request == Request::Halt { "halt" } else { "poweroff" })
+        }
         Request::Reboot => reboot(),
         Request::Suspend if suspend_port::is_subscribed() => suspend_port::refuse(store).await,
         Request::Suspend => suspend::serve(store, "xenstore", seen_ns).await,

@@ -152,6 +152,7 @@ async fn follow(wanted: Wanted) -> CpuSet {
     let down: CpuSet = wanted.offline.iter().filter(|cpu| *cpu != CpuId::BOOT && cpus::is_up(*cpu)).collect();
     if !down.is_empty() {
         let start_ns = time::now_ns();
+        workload::vcpus_leave(&down).await;
         let taken = cpus::take_down(&down).await;
         let ns = time::now_ns() - start_ns;
         for cpu in down.iter() {

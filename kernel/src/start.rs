@@ -100,7 +100,7 @@ unsafe extern "C" fn stasis_main(start_info: *const StartInfo, builder_stack_top
         match (cmdline.test, benches) {
             (Some(name), _) => selftest::start(name),
             (None, Some(benches)) => bench::start(benches),
-            (None, None) => workload::start(cmdline.workload),
+            (None, None) => workload::start(cmdline.workload, cmdline.seed),
         }
     };
     executor::spawn_on(CpuId::BOOT, run);

@@ -63,6 +63,13 @@ pub(crate) fn has_fired(masked: &Masked) -> bool {
     with(masked, |timers| timers.fired.load(Ordering::Relaxed))
 }
 
+/// For how long Xen has owed this CPU a timer event; 0 where it owes none. Context: task.
+pub(crate) fn overdue_ns() -> u64 {
+    let masked = percpu::mask_upcalls();
+    // One that is pending now, and taken when upcalls are unmasked, has come late and has come.
+    if has_fired(&masked) { 0 } else { with(&masked, |timers| time::now_ns().saturating_sub(timers.armed_ns.get())) }
+}
+
 /// Wakes every sleeper of this CPU whose time has come. Context: the executor, between tasks.
 pub(crate) fn expire() {
     let now = {

@@ -7,20 +7,25 @@ mod heartbeat;
 mod numbers;
 #[cfg(target_os = "none")]
 mod pattern;
+mod random;
+#[cfg(target_os = "none")]
+mod soak;
 #[cfg(target_os = "none")]
 mod vectors;
 
 #[cfg(target_os = "none")]
 use boot::Workload;
 #[cfg(target_os = "none")]
+use percpu::CpuSet;
+#[cfg(target_os = "none")]
 use smp::Outcome;
 
 #[cfg(target_os = "none")]
 pub(crate) use heartbeat::{start_beating, wrong_and_beats_racy};
 
-/// Starts `workload` on all vcpus. Context: task or boot, once; all vcpus are up.
+/// Starts `workload` on all vcpus; what it draws at random follows from `seed`. Context: task or boot, once; all vcpus are up.
 #[cfg(target_os = "none")]
-pub(crate) fn start(workload: Workload) {
+pub(crate) fn start(workload: Workload, seed: u64) {
     match workload {
         Workload::Idle => {}
         Workload::Heartbeat => {
@@ -29,13 +34,25 @@ pub(crate) fn start(workload: Workload) {
         }
         Workload::Blackout => blackout::start(),
         Workload::Vectors => vectors::start(),
+        Workload::Soak => {
+            heartbeat::start();
+            pattern::start();
+            soak::start(seed);
+        }
     }
 }
 
-/// vcpus have come up or gone down. Context: task on vcpu 0.
+/// These vcpus are about to go down. Context: task on vcpu 0.
+#[cfg(target_os = "none")]
+pub(crate) async fn vcpus_leave(cpus: &CpuSet) {
+    soak::vcpus_leave(cpus).await;
+}
+
+/// vcpus have come up or gone down, or have been refused to. Context: task on vcpu 0.
 #[cfg(target_os = "none")]
 pub(crate) fn vcpus_changed() {
     pattern::vcpus_changed();
+    soak::vcpus_changed();
 }
 
 /// What is known of a suspend when every vcpu is alive again.
@@ -61,4 +78,10 @@ pub(crate) fn after_suspend(over: Over) {
     pattern::verify();
     vectors::verify();
     blackout::suspend_is_over(over);
+}
+
+/// The domain is about to be powered off. Context: task on vcpu 0.
+#[cfg(target_os = "none")]
+pub(crate) async fn end() {
+    soak::end().await;
 }

@@ -88,8 +88,15 @@ pub struct Expect {
 impl Expect {
     /// By the guest's command line.
     pub fn from_cmdline(cmdline: &str) -> Expect {
-        Expect { heartbeat: cmdline.split_whitespace().any(|word| word == "workload=heartbeat") }
+        Expect {
+            heartbeat: cmdline.split_whitespace().any(|word| word.strip_prefix("workload=").is_some_and(beats_under)),
+        }
     }
+}
+
+/// Whether a guest tells heartbeats, and checks its memory, under this workload.
+pub fn beats_under(workload: &str) -> bool {
+    ["heartbeat", "soak"].contains(&workload)
 }
 
 /// Suspends once and waits until the guest has proved that it is well.

@@ -9,6 +9,7 @@
 use std::ops::ControlFlow;
 
 use crate::contract::Event;
+use crate::drive::cycles::beats_under;
 use crate::drive::watch::{Failure, Watch};
 
 /// When a run has reached what it was for.
@@ -36,7 +37,7 @@ impl Goal {
             (Some("list"), _) | (None, Some("list")) => Goal::List,
             (Some(name), _) => Goal::Test(name.to_owned()),
             (None, Some(_)) => Goal::Benches,
-            (None, None) if value("workload=") == Some("heartbeat") => Goal::Beats(beats),
+            (None, None) if value("workload=").is_some_and(beats_under) => Goal::Beats(beats),
             (None, None) => Goal::Online,
         }
     }
@@ -160,6 +161,7 @@ mod tests {
     fn the_command_line_sets_the_goal() {
         for (cmdline, goal) in [
             ("workload=heartbeat", Goal::Beats(2)),
+            ("workload=soak seed=3", Goal::Beats(2)),
             ("log=debug", Goal::Online),
             ("workload=idle", Goal::Online),
             ("test=timer evtchn=2l", Goal::Test("timer".into())),
