@@ -5,7 +5,9 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::commands::{bench, check, direct, dirty, image, models, mutate, remus, run, setup, suspend, test, timeline};
+use crate::commands::{
+    bench, check, direct, dirty, image, models, mutate, remus, run, setup, soak, suspend, test, timeline,
+};
 use crate::drive::cycles::Kind;
 
 /// Builds, runs, migrates and checks stasis, a Xen PV guest kernel made to be suspended.
@@ -46,6 +48,12 @@ enum Command {
     /// The guest asks for the suspend event channel (suspend=evtchn; --extra suspend=xenstore for the other way). Shown: the spread of
     /// what each phase took, and how many pages each round has sent. It fails unless the guest has gone on from every one.
     Remus(remus::RemusOptions),
+    /// Suspend guests in every way and change their vCPUs at random moments, under storms of events, timers and IPIs, for --minutes.
+    ///
+    /// Guest after guest with a random number of vCPUs, either event ABI and either way to be asked (suspend=xenstore|evtchn); each is
+    /// checkpointed, saved and restored, and migrated, while vCPUs go down and come back. It fails at the first lost event, word
+    /// of memory that is not what it was, or clock that goes back. Every decision is shown and follows from the seed.
+    Soak(soak::SoakOptions),
     /// Count the pages that an idle guest writes to, in a second, in a checkpoint and in a restore.
     ///
     /// Counted by Xen's log-dirty mode. An idle guest that writes to 50 pages a second or more fails.
@@ -103,6 +111,7 @@ impl Cli {
             Command::SaveRestore { options, checkpoint: false } => suspend::run(Kind::SaveRestore, &options),
             Command::SaveRestore { options, checkpoint: true } => suspend::run(Kind::Checkpoint, &options),
             Command::Remus(options) => remus::run(&options),
+            Command::Soak(options) => soak::run(&options),
             Command::DirtyPages(options) => dirty::run(&options),
             Command::Direct(options) => direct::run(&options),
             Command::Run(options) => run::run(&options),
@@ -144,6 +153,7 @@ mod tests {
         assert!(with("bench drain,storm ipi-call --against linux --rounds 2").is_ok());
         assert!(with("bench downtime --against linux --vcpus 2,4 --sched both --rounds 1 --keep-logs").is_ok());
         assert!(with("remus --rounds 1000 --interval 20").is_ok());
+        assert!(with("soak --minutes 3 --seed 18446744073709551615 --most-vcpus 4 --keep-logs").is_ok());
         assert!(with("dirty-pages --seconds 10").is_ok());
         assert!(with("mutate evtchn smp --file word.rs --line 80 --list --limit 9 --keep-logs").is_ok());
         assert!(with("save-restore --cycles 3 --checkpoint").is_ok());

@@ -17,6 +17,7 @@ pub mod mutate;
 pub mod remus;
 pub mod run;
 pub mod setup;
+pub mod soak;
 pub mod steps;
 pub mod suspend;
 pub mod test;
