@@ -65,9 +65,10 @@ pub(crate) fn has_fired(masked: &Masked) -> bool {
 
 /// For how long Xen has owed this CPU a timer event; 0 where it owes none. Context: task.
 pub(crate) fn overdue_ns() -> u64 {
+    // First the time: an event that comes with upcalls masked is not seen, however long this vcpu is not run then.
+    let now = time::now_ns();
     let masked = percpu::mask_upcalls();
-    // One that is pending now, and taken when upcalls are unmasked, has come late and has come.
-    if has_fired(&masked) { 0 } else { with(&masked, |timers| time::now_ns().saturating_sub(timers.armed_ns.get())) }
+    if has_fired(&masked) { 0 } else { with(&masked, |timers| now.saturating_sub(timers.armed_ns.get())) }
 }
 
 /// Wakes every sleeper of this CPU whose time has come. Context: the executor, between tasks.

@@ -111,7 +111,7 @@ impl Soak {
     ) -> Result<()> {
         let config = GuestConfig {
             // What one still says on its way out is not the next one's.
-            name: format!("{}{number}", self.name),
+            name: format!("{}-{number}", self.name),
             kernel: self.kernel.clone(),
             vcpus: plan.vcpus,
             memory_mib: plan.memory_mib,
