@@ -148,7 +148,8 @@ impl Ports {
     /// Waits until a handler of channel `number` has found what was sent by now. `false`: the domain has begun a new life meanwhile.
     async fn found_all(&self, number: usize) -> bool {
         let channel = &self.channels[number];
-        let life = events::get().incarnation();
+        // The life that its port was made in: until it is made anew after a restore nothing can be found.
+        let Some(life) = channel.near().map(|port| port.incarnation) else { return false };
         // ORDERING: Relaxed all, numbers that only grow; the grace is what orders a send before the last look.
         let wanted = channel.wanted.load(Ordering::Relaxed);
         let grace = Grace::begin();
