@@ -31,9 +31,11 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use crate::cargo;
 use crate::host::{Host, Progress, ThisHost};
+use crate::image::Image;
 use crate::lab::{self, Lab, LabConfig};
-use crate::options::{LogOptions, On, PlaceOptions};
+use crate::options::{GuestOptions, LogOptions, On, PlaceOptions};
 use crate::progress::Terminal;
+use crate::xlcfg::{self, GuestConfig};
 
 /// Lives as long as a command: where it shows what it does, and where its logs go.
 pub struct Session {
@@ -164,6 +166,35 @@ pub fn open(place: PlaceOptions, needs: Needs, session: &Session) -> Result<Box<
             Ok(Box::new(Lab::boot(&config, &session.terminal)?))
         }
     }
+}
+
+/// Puts a file of this machine where the guests run, as `name`. Its path there.
+///
+/// # Errors
+/// When it cannot be read or put.
+pub fn put_file(host: &mut dyn Host, name: &str, from: &Path) -> Result<String> {
+    let bytes = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+    host.put(name, &bytes)
+}
+
+/// The one guest of a command, with the kernel put where it runs. `workload`: what it does where the user's words name nothing.
+///
+/// # Errors
+/// When the kernel cannot be put there.
+fn the_guest(
+    host: &mut dyn Host,
+    image: &Image,
+    place: PlaceOptions,
+    guest: &GuestOptions,
+    (workload, extra): (&str, &str),
+) -> Result<GuestConfig> {
+    Ok(GuestConfig {
+        name: domain_name(place),
+        kernel: put_file(host, "stasis.elf", &image.path)?,
+        vcpus: guest.vcpus,
+        memory_mib: guest.memory,
+        cmdline: xlcfg::cmdline(workload, extra),
+    })
 }
 
 /// The domain's name: fixed in the lab, where we are alone, and our own on a machine with others.

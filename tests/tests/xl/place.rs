@@ -1,11 +1,11 @@
 //! The lab that all steps share, and how a step gets a guest in it.
 
-use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tests::{Transcript, build, session};
+use xtask::commands::put_file;
 use xtask::drive::cycles::Expect;
 use xtask::drive::domain::clear;
 use xtask::drive::guest::{Guest, Limits};
@@ -49,8 +49,7 @@ impl Place {
             logs: session.logs.clone(),
         };
         let mut host = Lab::boot_on(processor, &config, &session.terminal)?;
-        let bytes = fs::read(&image).with_context(|| format!("cannot read {}", image.display()))?;
-        let kernel = host.put("stasis.elf", &bytes)?;
+        let kernel = put_file(&mut host, "stasis.elf", &image)?;
         let nodes_before = nodes(&mut host)?;
         Ok(Place { host, image, kernel, logs: session.logs, guests: 0, nodes_before })
     }

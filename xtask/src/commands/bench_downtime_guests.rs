@@ -6,13 +6,13 @@
 
 #![forbid(unsafe_code)]
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use super::bench_ear::Ear;
+use super::put_file;
 use crate::bench::Side;
 use crate::bench::downtime::said::{Heard, Listener};
 use crate::bench::downtime::{Boot, Sched, Stops, Suspended};
@@ -73,12 +73,11 @@ impl<'h> Guests<'h> {
         peer: Option<&BenchPeer>,
         limit: Duration,
     ) -> Result<Guests<'h>> {
-        let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-        let stasis = host.put("stasis.elf", &read(image)?)?;
+        let stasis = put_file(host, "stasis.elf", image)?;
         let linux = match peer {
             None => None,
             Some(peer) => {
-                let kernel = host.put("peer-vmlinux", &read(&peer.kernel)?)?;
+                let kernel = put_file(host, "peer-vmlinux", &peer.kernel)?;
                 Some((kernel, host.put("peer-initramfs", &peer.initramfs)?))
             }
         };

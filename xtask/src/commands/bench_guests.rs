@@ -6,15 +6,15 @@
 
 #![forbid(unsafe_code)]
 
-use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use super::bench_ear::Ear;
 use super::direct::boot;
+use super::put_file;
 use crate::bench::Side;
 use crate::bench::said::{Broken, Figures, Heard, Listener};
 use crate::drive::direct::Goal;
@@ -67,10 +67,9 @@ impl<'h> Guests<'h> {
         shape: Shape,
         limit: Duration,
     ) -> Result<Guests<'h>> {
-        let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
         let files = Files {
-            stasis: host.put("stasis.elf", &read(image)?)?,
-            linux: host.put("peer-vmlinux", &read(&peer.kernel)?)?,
+            stasis: put_file(host, "stasis.elf", image)?,
+            linux: put_file(host, "peer-vmlinux", &peer.kernel)?,
             initramfs: host.put("peer-initramfs", &peer.initramfs)?,
         };
         host.sh("xl vcpu-pin Domain-0 all 0", COMMAND)?.expect_ok("pinning dom0")?;

@@ -5,19 +5,16 @@
 
 #![forbid(unsafe_code)]
 
-use std::fs;
-
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Args;
 
 use super::suspend::require_log_dirty;
-use super::{Needs, Session, domain_name, open};
+use super::{Needs, Session, open, the_guest};
 use crate::drive::dirty::LogDirty;
 use crate::drive::guest::{Guest, Limits};
 use crate::drive::remus;
 use crate::host::Progress;
 use crate::options::{GuestOptions, LogOptions, PlaceOptions};
-use crate::xlcfg::{self, GuestConfig};
 use crate::{image, lab, report};
 
 /// An idle guest writes to fewer pages a second.
@@ -62,14 +59,7 @@ fn all_of_it(session: &Session, options: &DirtyOptions) -> Result<String> {
     session.terminal.say(&format!("on:     {}", host.describe()));
     require_log_dirty(host.as_mut())?;
     let log_dirty = LogDirty::put(host.as_mut(), &program)?;
-    let kernel = fs::read(&image.path).with_context(|| format!("cannot read {}", image.path.display()))?;
-    let config = GuestConfig {
-        name: domain_name(options.place),
-        kernel: host.put("stasis.elf", &kernel)?,
-        vcpus: *vcpus,
-        memory_mib: *memory,
-        cmdline: xlcfg::cmdline("idle", extra),
-    };
+    let config = the_guest(host.as_mut(), &image, options.place, &options.guest, ("idle", extra))?;
     session.terminal.say(&format!("guest:  {vcpus} vCPUs, {memory} MiB, {}", config.cmdline));
     let idle = config.cmdline.split_whitespace().any(|word| word == "workload=idle");
     let mut show = |line: &str| session.terminal.say(&format!("  | {line}"));

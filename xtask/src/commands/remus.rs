@@ -12,14 +12,13 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use super::suspend::require_log_dirty;
-use super::{Needs, Session, domain_name, open};
+use super::{Needs, Session, open, the_guest};
 use crate::contract::Phases;
 use crate::drive::cycles::{Expect, Kind, heartbeats_after, suspend};
 use crate::drive::guest::{Guest, Limits};
 use crate::drive::remus::{self, Run};
 use crate::host::Progress;
 use crate::options::{GuestOptions, LogOptions, PlaceOptions};
-use crate::xlcfg::{self, GuestConfig};
 use crate::{image, report};
 
 /// A progress line for so many rounds.
@@ -59,16 +58,10 @@ fn all_of_it(session: &Session, options: &RemusOptions) -> Result<String> {
     let mut host = open(options.place, needs, session)?;
     session.terminal.say(&format!("on:     {}", host.describe()));
     require_log_dirty(host.as_mut())?;
-    let kernel = fs::read(&image.path).with_context(|| format!("cannot read {}", image.path.display()))?;
     let by_ring =
         if extra.split_whitespace().any(|word| word.starts_with("suspend=")) { "" } else { "suspend=evtchn " };
-    let config = GuestConfig {
-        name: domain_name(options.place),
-        kernel: host.put("stasis.elf", &kernel)?,
-        vcpus: *vcpus,
-        memory_mib: *memory,
-        cmdline: xlcfg::cmdline("heartbeat", &format!("{by_ring}{extra}")),
-    };
+    let config =
+        the_guest(host.as_mut(), &image, options.place, &options.guest, ("heartbeat", &format!("{by_ring}{extra}")))?;
     let expect = Expect::from_cmdline(&config.cmdline);
     let path = session.logs.join("guest.log");
     let mut transcript = fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;

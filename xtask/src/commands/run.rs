@@ -2,18 +2,16 @@
 
 #![forbid(unsafe_code)]
 
-use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 
-use super::{Needs, Session, domain_name, open};
+use super::{Needs, Session, open, the_guest};
 use crate::drive::domain::Domain;
 use crate::host::Progress;
 use crate::image;
 use crate::options::{GuestOptions, LogOptions, PlaceOptions};
-use crate::xlcfg::{self, GuestConfig};
 
 /// Options of the command.
 #[derive(Clone, Debug, Args)]
@@ -41,14 +39,7 @@ fn all_of_it(session: &Session, options: &RunOptions) -> Result<String> {
     let GuestOptions { vcpus, memory, extra } = &options.guest;
     let needs = Needs { vcpus: *vcpus, memory_mib: *memory, copies: 1, log_dirty: false };
     let mut host = open(options.place, needs, session)?;
-    let kernel = fs::read(&image.path).with_context(|| format!("cannot read {}", image.path.display()))?;
-    let config = GuestConfig {
-        name: domain_name(options.place),
-        kernel: host.put("stasis.elf", &kernel)?,
-        vcpus: *vcpus,
-        memory_mib: *memory,
-        cmdline: xlcfg::cmdline("heartbeat", extra),
-    };
+    let config = the_guest(host.as_mut(), &image, options.place, &options.guest, ("heartbeat", extra))?;
     let path = host.put("stasis.cfg", config.render().as_bytes())?;
     session.terminal.stage("starting the guest");
     let mut domain = Domain::new(host.as_mut(), &config.name);

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::suspend::require_log_dirty;
-use super::{Needs, Session, domain_name, open};
+use super::{Needs, Session, domain_name, open, put_file};
 use crate::drive::soak::{Ears, MEMORY_MIB, Soak};
 use crate::host::Progress;
 use crate::image;
@@ -54,13 +54,12 @@ fn all_of_it(session: &Session, options: &SoakOptions) -> Result<String> {
     let mut host = open(options.place, needs, session)?;
     session.terminal.say(&format!("on:     {}", host.describe()));
     require_log_dirty(host.as_mut())?;
-    let kernel = fs::read(&image.path).with_context(|| format!("cannot read {}", image.path.display()))?;
     let soak = Soak {
         seed: options.seed.unwrap_or_else(seed_of_now),
         most_vcpus: options.most_vcpus,
         duration: Duration::from_secs(u64::from(options.minutes) * 60),
         name: domain_name(options.place),
-        kernel: host.put("stasis.elf", &kernel)?,
+        kernel: put_file(host.as_mut(), "stasis.elf", &image.path)?,
         image: image.path,
     };
     let path = session.logs.join("guests.log");

@@ -5,19 +5,17 @@
 
 #![forbid(unsafe_code)]
 
-use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use super::timeline::write;
-use super::{Needs, Session, domain_name, open, relative};
+use super::{Needs, Session, open, relative, the_guest};
 use crate::drive::cycles::{Expect, Kind, Suspend, suspend, timeline};
 use crate::drive::guest::{Guest, Limits};
 use crate::host::{Host, Progress};
 use crate::options::{GuestOptions, LogOptions, PlaceOptions};
-use crate::xlcfg::{self, GuestConfig};
 use crate::{image, report};
 
 /// Options of both commands.
@@ -61,14 +59,13 @@ fn all_of_it(session: &Session, kind: Kind, options: &SuspendOptions) -> Result<
     if kind == Kind::Migrate {
         require_log_dirty(host.as_mut())?;
     }
-    let kernel = fs::read(&image.path).with_context(|| format!("cannot read {}", image.path.display()))?;
-    let config = GuestConfig {
-        name: domain_name(options.place),
-        kernel: host.put("stasis.elf", &kernel)?,
-        vcpus: *vcpus,
-        memory_mib: *memory,
-        cmdline: xlcfg::cmdline("heartbeat", &traced(extra, options.timeline)),
-    };
+    let config = the_guest(
+        host.as_mut(),
+        &image,
+        options.place,
+        &options.guest,
+        ("heartbeat", &traced(extra, options.timeline)),
+    )?;
     let expect = Expect::from_cmdline(&config.cmdline);
     session.terminal.stage("starting the guest");
     let mut show = |line: &str| session.terminal.say(&format!("  | {line}"));
