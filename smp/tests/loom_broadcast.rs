@@ -10,8 +10,7 @@ use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::Ordering::Relaxed;
 use loom::sync::atomic::{AtomicBool, AtomicUsize};
-use loom::thread;
-use model::{Bells, Step, check, cpu, step};
+use model::{Bells, Step, check, cpu, join, on, step};
 use percpu::{CpuId, CpuSet, Masked, PerCpu, current, hosted};
 use smp::{CallNode, Delivery, Kind, Kinds, Mail, Relax};
 
@@ -82,14 +81,6 @@ fn world(nr: usize) -> Arc<Mail<World>> {
     ))
 }
 
-fn on(mail: &Arc<Mail<World>>, n: usize, body: impl FnOnce(&Mail<World>) + 'static) -> thread::JoinHandle<()> {
-    let mail = Arc::clone(mail);
-    thread::spawn(move || {
-        let _on = hosted::enter(cpu(n));
-        body(&mail);
-    })
-}
-
 fn others(nr: usize) -> CpuSet {
     CpuId::first(nr).skip(1).collect()
 }
@@ -101,10 +92,6 @@ fn until_seen(mail: &Mail<World>, alive: usize, reschedule: usize) {
         world.bells.sleep();
         mail.serve(&hosted::masked());
     }
-}
-
-fn join(threads: impl IntoIterator<Item = thread::JoinHandle<()>>) {
-    threads.into_iter().for_each(|thread| thread.join().expect("a CPU of the model has panicked"));
 }
 
 #[test]

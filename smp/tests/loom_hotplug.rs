@@ -13,12 +13,11 @@ use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::AtomicBool;
 use loom::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
-use loom::thread;
-use model::{Bells, NoTime, Step, check, cpu, step};
+use model::{Bells, NoTime, Step, check, cpu, join, on, step};
 use percpu::{CpuId, CpuSet, Masked, PerCpu, hosted, mask_upcalls};
 use smp::bring_up::{self, VcpuInfoPlace, Vcpus};
 use smp::{
-    CallNode, Delivery, Gate, Hotplug, Kind, Kinds, Lead, Limits, Mail, NotPosted, Outcome, Patience, Rendezvous, WayUp,
+    CallNode, Delivery, Hotplug, Kind, Kinds, Lead, Limits, Mail, NotPosted, Outcome, Patience, Rendezvous, WayUp,
 };
 use xen_sys::Errno;
 use xen_sys::abi::arch::VcpuGuestContext;
@@ -27,9 +26,6 @@ std::thread_local! {
     /// Arguments of the calls that have run; loom's threads share one thread of the system.
     static RAN: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
-
-/// Who waits yields: what a gate adds is in `loom_rendezvous.rs`.
-impl Gate for Step {}
 
 struct Fragile(UnsafeCell<u32>);
 
@@ -171,19 +167,6 @@ impl World {
             }
         }
     }
-}
-
-/// As a CPU of the model.
-fn on(world: &Arc<World>, n: usize, body: impl FnOnce(&World) + 'static) -> thread::JoinHandle<()> {
-    let world = Arc::clone(world);
-    thread::spawn(move || {
-        let _on = hosted::enter(cpu(n));
-        body(&world);
-    })
-}
-
-fn join(threads: impl IntoIterator<Item = thread::JoinHandle<()>>) {
-    threads.into_iter().for_each(|thread| thread.join().expect("a thread of the model has panicked"));
 }
 
 #[test]

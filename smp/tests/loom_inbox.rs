@@ -13,7 +13,7 @@ use loom::sync::Arc;
 use loom::sync::atomic::AtomicBool;
 use loom::sync::atomic::Ordering::Relaxed;
 use loom::thread;
-use model::{Bells, Step, check, cpu, step};
+use model::{Bells, Step, check, on, step};
 use percpu::{CpuId, Masked, hosted};
 use smp::{CallNode, Delivery, Inbox, Kind, Kinds, Mail, Pending};
 
@@ -33,18 +33,6 @@ fn ran() -> Vec<usize> {
 /// A node for ever, as statics cannot be made anew for each execution.
 fn node() -> &'static CallNode {
     Box::leak(Box::default())
-}
-
-fn on<D: Send + Sync + 'static>(
-    mail: &Arc<Mail<D>>,
-    n: usize,
-    body: impl FnOnce(&Mail<D>) + 'static,
-) -> thread::JoinHandle<()> {
-    let mail = Arc::clone(mail);
-    thread::spawn(move || {
-        let _on = hosted::enter(cpu(n));
-        body(&mail);
-    })
 }
 
 fn mail(nr: usize) -> Arc<Mail<Bells>> {

@@ -17,8 +17,7 @@ use loom::cell::UnsafeCell;
 use loom::sync::atomic::AtomicUsize;
 use loom::sync::atomic::Ordering::Relaxed;
 use loom::sync::{Arc, Mutex};
-use loom::thread;
-use model::{Bells, NoTime, Step, check, cpu, step};
+use model::{Bells, NoTime, Step, check, cpu, join, on, step};
 use percpu::{CpuId, Masked, PerCpu, current, hosted, mask_upcalls};
 use smp::trace::Mark;
 use smp::{
@@ -247,19 +246,6 @@ impl World {
             }
         }
     }
-}
-
-/// As a CPU of the model.
-fn on(world: &Arc<World>, n: usize, body: impl FnOnce(&World) + 'static) -> thread::JoinHandle<()> {
-    let world = Arc::clone(world);
-    thread::spawn(move || {
-        let _on = hosted::enter(cpu(n));
-        body(&world);
-    })
-}
-
-fn join(threads: impl IntoIterator<Item = thread::JoinHandle<()>>) {
-    threads.into_iter().for_each(|thread| thread.join().expect("a thread of the model has panicked"));
 }
 
 #[test]

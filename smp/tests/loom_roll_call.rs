@@ -11,7 +11,7 @@ use loom::sync::atomic::{AtomicBool, AtomicUsize};
 use loom::thread;
 use model::{Bells, NoTime, Step, check, cpu, step};
 use percpu::{CpuId, PerCpu, current, hosted, mask_upcalls};
-use smp::{Kind, Lead, Mail, Outcome, Patience, Progress, Rendezvous, RollCall};
+use smp::{Kind, Lead, Limits, Mail, Outcome, Patience, Progress, Rendezvous, RollCall};
 
 struct World {
     roll_call: RollCall,
@@ -119,7 +119,8 @@ fn a_second_round_starts_from_nothing() {
         join(first);
         {
             let _on = hosted::enter(CpuId::BOOT);
-            let lead = Lead { mail: &Mail::new(1, Bells::new(1)), relax: &Step, clock: &NoTime, limit_ns: 1 };
+            let mail = Mail::new(1, Bells::new(1));
+            let lead = Lead { mail: &mail, gate: &Step, clock: &NoTime, limits: Limits::only(1), overdue: &|_| () };
             let rendezvous = Rendezvous::new(1, Patience(0));
             let begun = rendezvous.run(&mask_upcalls(), &lead, |quiesced, _| {
                 world.bound.iter().for_each(|(_, bound)| bound.store(false, Relaxed));

@@ -3,15 +3,34 @@
 
 use std::cell::Cell;
 
+use loom::sync::Arc;
 use loom::sync::atomic::AtomicBool;
 use loom::sync::atomic::Ordering::Relaxed;
 use loom::thread;
-use percpu::{CpuId, Masked, PerCpu};
-use smp::{Clock, Delivery, Kinds, Relax};
+use percpu::{CpuId, Masked, PerCpu, hosted};
+use smp::{Clock, Delivery, Gate, Kinds, Relax};
 
 /// The CPU with number `n`.
 pub(crate) fn cpu(n: usize) -> CpuId {
     CpuId::new(n).expect("models are small")
+}
+
+/// A CPU of the model: `body` on CPU `n`, in a thread of its own.
+pub(crate) fn on<T: Send + Sync + 'static>(
+    shared: &Arc<T>,
+    n: usize,
+    body: impl FnOnce(&T) + 'static,
+) -> thread::JoinHandle<()> {
+    let shared = Arc::clone(shared);
+    thread::spawn(move || {
+        let _on = hosted::enter(cpu(n));
+        body(&shared);
+    })
+}
+
+/// Waits for all of them.
+pub(crate) fn join(threads: impl IntoIterator<Item = thread::JoinHandle<()>>) {
+    threads.into_iter().for_each(|thread| thread.join().expect("a CPU of the model has panicked"));
 }
 
 std::thread_local! {
@@ -53,6 +72,9 @@ impl Relax for Step {
         step();
     }
 }
+
+/// Who waits yields: what a gate adds is in `loom_rendezvous.rs`.
+impl Gate for Step {}
 
 /// Time that stands still: no limit is ever reached.
 pub(crate) struct NoTime;
