@@ -242,8 +242,8 @@ mod tests {
 
     use super::*;
     use crate::bring_up::{self, VcpuInfoPlace};
-    use crate::rendezvous::Limits;
     use crate::tests::{Alone, Noted};
+    use crate::watch::Limits;
 
     /// Xen, which lets a vcpu that goes down return when it is brought up.
     struct Xen {

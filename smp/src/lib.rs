@@ -31,6 +31,7 @@ pub mod suspend;
 #[cfg(all(test, not(loom)))]
 mod tests;
 pub mod trace;
+mod watch;
 
 pub use call::{CallNode, NotPosted};
 pub use hotplug::{Hotplug, WayUp};
@@ -40,5 +41,6 @@ pub use missing::{Awaited, Missing};
 pub use pending::Pending;
 pub use phase::Outcome;
 pub use relax::{Backoff, Clock, Gate, Patience, Relax};
-pub use rendezvous::{Lead, Limits, Parked, Rendezvous};
+pub use rendezvous::{Lead, Parked, Rendezvous};
 pub use roll_call::{Progress, RollCall};
+pub use watch::Limits;

@@ -45,6 +45,7 @@ use crate::missing::{Awaited, Missing};
 use crate::phase::{Ack, AtomicAck, AtomicPhase, Outcome, Phase};
 use crate::relax::{Backoff, Clock, Gate, Patience};
 use crate::trace::Mark;
+use crate::watch::{Limits, Look, Watch};
 
 /// The state of all rendezvous of this kernel.
 ///
@@ -73,27 +74,6 @@ pub struct Lead<'a, D, G: ?Sized, C: ?Sized> {
     /// Told once who is missing, at [`Limits::overdue_ns`]. Context of the call: the leader's, masked, others parked; it must
     /// wait for nobody.
     pub overdue: &'a dyn Fn(&Missing),
-}
-
-/// How long a leader waits before its work. All from the call on, in ns.
-///
-/// Where vcpus outnumber processors, and others' vcpus ours, the last one may have its turn late; but some come all the time.
-/// So a rendezvous is given up when nobody came for a while, and not when all together took long.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Limits {
-    /// When the missing are named.
-    pub overdue_ns: u64,
-    /// When nobody has come for so long, the missing hang. Found out at most as much again later.
-    pub stuck_ns: u64,
-    /// Whoever asked for it would not wait for more.
-    pub total_ns: u64,
-}
-
-impl Limits {
-    /// One limit, and nobody is told before.
-    pub const fn only(total_ns: u64) -> Limits {
-        Limits { overdue_ns: u64::MAX, stuck_ns: total_ns, total_ns }
-    }
 }
 
 impl Rendezvous {
@@ -150,7 +130,7 @@ impl Rendezvous {
     {
         assert_eq!(current(), CpuId::BOOT, "only vCPU 0 leads a rendezvous");
         assert!(!self.is_requested(), "a rendezvous inside a rendezvous");
-        let mut watch = Watch::new(lead);
+        let mut watch = Watch::new(lead.clock, lead.limits, lead.overdue);
 
         // A follower that still holds an outcome has to act on it before the word that carries it is overwritten.
         self.gather(masked, lead, &mut watch, Awaited::Leaving, |ack| ack == Ack::Out)?;
@@ -350,71 +330,6 @@ impl Rendezvous {
     }
 }
 
-/// How long a leader has waited, and what is to be done about it.
-struct Watch<'a, C: ?Sized> {
-    clock: &'a C,
-    overdue: Option<&'a dyn Fn(&Missing)>,
-    overdue_ns: u64,
-    stuck_ns: u64,
-    deadline_ns: u64,
-    end_ns: u64,
-    /// Yet to come when the last deadline was set.
-    left: usize,
-}
-
-enum Look {
-    /// Wait on, so long at most.
-    Wait { left_ns: u64 },
-    /// Say who is missing, and wait on.
-    Tell,
-    /// The time is up.
-    Over,
-}
-
-impl<'a, C: Clock + ?Sized> Watch<'a, C> {
-    fn new<D, G: ?Sized>(lead: &Lead<'a, D, G, C>) -> Watch<'a, C> {
-        let now_ns = lead.clock.now_ns();
-        let Limits { overdue_ns, stuck_ns, total_ns } = lead.limits;
-        Watch {
-            clock: lead.clock,
-            overdue: Some(lead.overdue),
-            overdue_ns: now_ns.saturating_add(overdue_ns),
-            stuck_ns,
-            deadline_ns: now_ns.saturating_add(stuck_ns.min(total_ns)),
-            end_ns: now_ns.saturating_add(total_ns),
-            left: usize::MAX,
-        }
-    }
-
-    /// From here on others are counted than before.
-    fn counts_anew(&mut self) {
-        self.left = usize::MAX;
-    }
-
-    /// `left`: how many are yet to come.
-    fn look(&mut self, left: usize) -> Look {
-        let now_ns = self.clock.now_ns();
-        if now_ns >= self.deadline_ns {
-            if left >= self.left || now_ns >= self.end_ns {
-                return Look::Over;
-            }
-            self.left = left;
-            self.deadline_ns = now_ns.saturating_add(self.stuck_ns).min(self.end_ns);
-        }
-        if self.overdue.is_some() && now_ns >= self.overdue_ns {
-            return Look::Tell;
-        }
-        let next_ns = if self.overdue.is_some() { self.deadline_ns.min(self.overdue_ns) } else { self.deadline_ns };
-        Look::Wait { left_ns: next_ns - now_ns }
-    }
-
-    fn tell(&mut self, missing: &Missing) {
-        if let (Some(overdue), false) = (self.overdue.take(), missing.cpus.is_empty()) {
-            overdue(missing);
-        }
-    }
-}
-
 /// A CPU that has been released. Until this is dropped the next rendezvous does not begin.
 #[must_use = "restore this CPU by the outcome first"]
 pub struct Parked<'a> {
@@ -446,18 +361,7 @@ mod tests {
     use percpu::hosted;
 
     use super::*;
-    use crate::tests::{Alone, Noted, kernel};
-
-    /// Every look takes one nanosecond.
-    #[derive(Default)]
-    struct Looks(Cell<u64>);
-
-    impl Clock for Looks {
-        fn now_ns(&self) -> u64 {
-            self.0.set(self.0.get() + 1);
-            self.0.get()
-        }
-    }
+    use crate::tests::{Alone, Looks, Noted, kernel};
 
     fn cpu(n: usize) -> CpuId {
         CpuId::new(n).expect("tests use small numbers")
@@ -543,26 +447,6 @@ mod tests {
         let missing = rendezvous.run(&hosted::masked(), &lead, |_, _| (Outcome::Resumed, ()));
         assert!(missing.is_err() && told.get() == 1);
         assert!((100..110).contains(&clock.0.get()), "nobody came for twice the limit, and it took {}", clock.0.get());
-    }
-
-    #[test]
-    fn as_long_as_some_come_the_leader_waits() {
-        let look = |looks: &Looks| looks.0.get();
-        let clock = Looks::default();
-        let (mail, _on) = kernel(1);
-        let limits = Limits { overdue_ns: u64::MAX, stuck_ns: 10, total_ns: 100 };
-        let lead = Lead { mail: &mail, gate: &Alone, clock: &clock, limits, overdue: &|_| () };
-        let mut watch = Watch::new(&lead);
-        let mut left = 50;
-        while !matches!(watch.look(left), Look::Over) {
-            // One in seven looks.
-            left -= usize::from(look(&clock).is_multiple_of(7));
-        }
-        assert_eq!(look(&clock), 101, "to the end of its time");
-        let mut watch = Watch::new(&lead);
-        let begun = look(&clock);
-        while !matches!(watch.look(3), Look::Over) {}
-        assert_eq!(look(&clock) - begun, 20, "twice as long as it takes to be stuck");
     }
 
     #[test]

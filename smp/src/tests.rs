@@ -1,6 +1,7 @@
 //! What the unit tests of this crate share.
 #![forbid(unsafe_code)]
 
+use std::cell::Cell;
 use std::sync::Mutex;
 
 use percpu::hosted::Entered;
@@ -26,6 +27,17 @@ impl Gate for Alone {}
 impl Clock for Alone {
     fn now_ns(&self) -> u64 {
         0
+    }
+}
+
+/// Every look takes one nanosecond.
+#[derive(Default)]
+pub(crate) struct Looks(pub(crate) Cell<u64>);
+
+impl Clock for Looks {
+    fn now_ns(&self) -> u64 {
+        self.0.set(self.0.get() + 1);
+        self.0.get()
     }
 }
 
