@@ -16,7 +16,7 @@ use crate::counters::Counter;
 use crate::error::AttachError;
 use crate::fifo::array::{self, EventArray};
 use crate::fifo::queues::Queues;
-use crate::fifo::word::Unmasked;
+use crate::fifo::word::{EventWord, Unmasked};
 use crate::hypervisor::Hypervisor;
 use crate::port::{Incarnation, PortNr};
 use crate::shared_page::SharedPage;
@@ -173,6 +173,14 @@ impl Abi {
                     word.make_pending_masked();
                 }
             }
+        }
+    }
+
+    /// An event that waits on `nr` is forgotten. Whether there is such a port.
+    pub(crate) fn forget_pending(&self, nr: PortNr) -> bool {
+        match self {
+            Abi::TwoLevel(page) => two_level(page).is_some_and(|abi| abi.forget_pending(nr)),
+            Abi::Fifo(array) => array.word(nr).map(EventWord::forget_pending).is_some(),
         }
     }
 

@@ -1,5 +1,5 @@
 //! Sending: to a peer through a device port, and to another CPU of ours. Context: any, on any CPU: tasks, upcalls, a
-//! CPU that dies. No lock, and wait-free up to the one hypercall, or to one for each 32 CPUs that are told together.
+//! CPU that dies. And forgetting what was sent to a port that is polled. No lock, and wait-free up to the one hypercall, or to one for each 32 CPUs that are told together.
 //!
 //! A send cannot straddle a suspend: it does not await, so its CPU parks either before it or after it. Only between the
 //! suspend and the attach of the new life, when vCPU 0 alone runs, is a number of the old life not known as such: what
@@ -55,6 +55,13 @@ impl<H: Hypervisor> Events<H> {
         self.xen.send_each(ports, |answer| {
             let _ = self.count(answer);
         });
+    }
+
+    /// Forgets an event of `nr`, a port that no table knows: one that is polled (`SCHEDOP_poll`), and masked. Whether
+    /// this kernel can see that port's events: with the FIFO ABI not beyond the pages that Xen has. One locked operation.
+    /// Context: any, on any CPU, while nobody polls it.
+    pub fn forget_pending(&self, nr: PortNr) -> bool {
+        self.abi.forget_pending(nr)
     }
 
     /// The port of `target`, in this life of the domain.

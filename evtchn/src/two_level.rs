@@ -133,6 +133,12 @@ impl<'a> TwoLevel<'a> {
         }
     }
 
+    /// An event that waits on `nr` is forgotten. Whether the ABI has such a port.
+    pub(crate) fn forget_pending(self, nr: PortNr) -> bool {
+        // ORDERING: Relaxed: who waits for it later comes through Xen, which orders.
+        Place::of(nr).map(|at| self.shared.evtchn_pending[at.word].fetch_and(!at.bit, Ordering::Relaxed)).is_some()
+    }
+
     /// Unmasks `nr`, which this CPU owns, and makes an event that came meanwhile pending here again. Two locked
     /// operations and a fence; a port of another CPU needs `EVTCHNOP_unmask`.
     pub(crate) fn unmask_own(self, _masked: &Masked, flags: &VcpuInfo, nr: PortNr) {

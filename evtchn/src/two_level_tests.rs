@@ -214,3 +214,13 @@ fn listed(own: &OwnPorts) -> Vec<u32> {
     let has = |port: &u32| own.mine[*port as usize / 64].load(Ordering::Relaxed) & 1 << (port % 64) != 0;
     (0..=LAST).filter(has).collect()
 }
+
+#[test]
+fn what_is_forgotten_is_not_taken() {
+    let rig = Rig::new(&[5, 6]);
+    rig.raise(5);
+    rig.raise(6);
+    assert!(rig.abi().forget_pending(nr(5)));
+    assert_eq!(rig.take().0, [6]);
+    assert!(!rig.abi().forget_pending(nr(LAST + 1)), "beyond the ABI");
+}

@@ -104,6 +104,12 @@ impl EventWord {
         self.0.fetch_or(PENDING | MASKED, Ordering::Acquire);
     }
 
+    /// An event that waits is forgotten.
+    pub(crate) fn forget_pending(&self) {
+        // ORDERING: Relaxed: who waits for it later comes through Xen, which orders.
+        self.0.fetch_and(!PENDING, Ordering::Relaxed);
+    }
+
     /// Unmasks the port, which is one of this CPU's. Not while it is BUSY: see `evtchn/tests/loom_fifo.rs`.
     pub(crate) fn unmask(&self) -> Unmasked {
         // ORDERING: Relaxed, the exchange decides.
@@ -158,6 +164,13 @@ mod tests {
 
     fn bits(word: &EventWord) -> u32 {
         word.bits_racy()
+    }
+
+    #[test]
+    fn forgetting_an_event_leaves_all_else() {
+        let word = word(PENDING | MASKED | LINKED | 77);
+        word.forget_pending();
+        assert_eq!(bits(&word), MASKED | LINKED | 77);
     }
 
     #[test]

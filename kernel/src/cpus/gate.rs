@@ -19,17 +19,17 @@
 //! Turned down: `SCHEDOP_block` and an event for each, n hypercalls in place of one, and a vcpu that blocks after a restore has
 //! nobody to wake it.
 
-use evtchn::{AbiKind, Incarnation, PortNr};
+use evtchn::{Incarnation, PortNr};
 use percpu::{CpuId, Masked};
 use smp::Relax;
 use xen_sys::Errno;
-use xen_sys::abi::event_channel::EVTCHN_FIFO_PENDING;
 use xen_sys::hypercall::poll::poll_for;
 use xen_sys::hypercall::version::xen_version;
 use xen_sys::hypercall::{Batch, evtchn as hypercall, sched};
 use xen_sys::primitive::sync::atomic::{AtomicU32, Ordering};
 
-use crate::{events, memory, time};
+use crate::relax::Processor;
+use crate::{events, time};
 
 /// What waits are on, for Xen to read; 0: waits do not last. Written by vcpu 0, while nobody waits or before a suspend.
 static DOOR: AtomicU32 = AtomicU32::new(0);
@@ -60,32 +60,13 @@ fn make_port() -> Option<PortNr> {
     let mut batch = Batch::<1>::new();
     let token = batch.bind_ipi(CpuId::BOOT.vcpu()).expect("the batch has room for one");
     let bound = batch.issue().and_then(|results| results.port(token)).ok();
-    let usable = bound.and_then(PortNr::new).filter(|nr| clear_pending(*nr));
+    let usable = bound.and_then(PortNr::new).filter(|nr| events::get().forget_pending(*nr));
     if let (Some(bound), None) = (bound, usable) {
         // One that cannot be closed is lost until the domain ends.
         let _ = hypercall::close(bound);
     }
     PORT.store(usable.map_or(0, PortNr::get), Ordering::Relaxed);
     usable
-}
-
-/// Clears PENDING of a port of ours, and says whether there is such a bit.
-fn clear_pending(nr: PortNr) -> bool {
-    // ORDERING: Relaxed in both: nobody waits for it now. Who does later comes through Xen, which orders.
-    match events::get().abi() {
-        AbiKind::TwoLevel => {
-            // SAFETY: mapped but while a suspend is under way, and then nobody is here.
-            let shared = unsafe { memory::shared_info_place().as_ref() };
-            shared.evtchn_pending.get(nr.index() / 64).is_some_and(|word| {
-                word.fetch_and(!(1 << (nr.index() % 64)), Ordering::Relaxed);
-                true
-            })
-        }
-        AbiKind::Fifo => events::get().fifo_place(nr, CpuId::BOOT).is_some_and(|place| {
-            place.word.fetch_and(!(1 << EVTCHN_FIFO_PENDING), Ordering::Relaxed);
-            true
-        }),
-    }
 }
 
 /// As [`smp::Gate::doze`]; `before_the_call` comes between unmasking and the hypercall, where an upcall may strike.
@@ -129,17 +110,17 @@ pub(super) fn doze_struck_before_the_call(masked: &Masked) -> Result<(), &'stati
 
 impl Relax for Gate {
     fn spin(&self) {
-        core::hint::spin_loop();
+        Processor.spin();
     }
 
     fn give_up_processor(&self) {
-        sched::yield_();
+        Processor.give_up_processor();
     }
 }
 
 impl smp::Gate for Gate {
     fn shut(&self) {
-        let nr = port().filter(|nr| clear_pending(*nr)).or_else(make_port);
+        let nr = port().filter(|nr| events::get().forget_pending(*nr)).or_else(make_port);
         // ORDERING: Relaxed: published by the phase that asks the others to come.
         DOOR.store(nr.map_or(0, PortNr::get), Ordering::Relaxed);
     }
