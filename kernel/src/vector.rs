@@ -88,11 +88,10 @@ fn cpuid(leaf: u32) -> [u32; 4] {
     // SAFETY: reads; Xen knows the prefix, and touches these four registers.
     unsafe {
         asm!(
-            "push rbx",
+            "mov {b:r}, rbx",
             ".byte 0x0f, 0x0b, 0x78, 0x65, 0x6e",
             "cpuid",
-            "mov {b:e}, ebx",
-            "pop rbx",
+            "xchg {b:r}, rbx",
             b = out(reg) b, inout("eax") leaf => a, inout("ecx") 0 => c, out("edx") d,
         );
     }
