@@ -66,7 +66,7 @@ pub fn direct(
         cpus: config.host_cpus,
         memory_mib: config.memory_mib + 160,
         xen: prepared.xen.clone(),
-        xen_args: xen_args(config.memory_mib, config.vcpus, &config.xen_args),
+        xen_args: xen_args(Processor::Usual, config.memory_mib, config.vcpus, &config.xen_args),
         modules: vec![(config.kernel.clone(), config.cmdline.clone())],
     };
     let path = config.logs.join("console.log");

@@ -125,7 +125,7 @@ impl Lab {
             cpus: config.host_cpus,
             memory_mib: config.memory.machine_mib,
             xen: prepared.xen.clone(),
-            xen_args: xen_args(config.memory.dom0_mib, config.host_cpus.min(4), &config.xen_args),
+            xen_args: xen_args(processor, config.memory.dom0_mib, config.host_cpus.min(4), &config.xen_args),
             modules: vec![(prepared.kernel.clone(), dom0_args()), (archives.to_owned(), String::new())],
         };
         let wiring = Wiring::VirtioPort { serial_log: logs.join("console.log") };
@@ -233,10 +233,16 @@ const XEN_ARGS: [&str; 5] = [
     "bootscrub=off",
 ];
 
+/// Xen gives a vcpu its registers at its first use of them, by #NM, unless told to do so at every switch. QEMU emulates AVX, and not its
+/// #NM: who uses it first has the registers of another vcpu. In dom0 the shell then does not find programs that are there.
+const WIDE_XEN_ARGS: [&str; 1] = ["spec-ctrl=eager-fpu"];
+
 /// Xen's command line, for a first domain of this size.
-fn xen_args(memory_mib: u32, vcpus: u32, more: &[String]) -> String {
+fn xen_args(processor: Processor, memory_mib: u32, vcpus: u32, more: &[String]) -> String {
     let first = [format!("dom0_mem={memory_mib}M,max:{memory_mib}M"), format!("dom0_max_vcpus={vcpus}")];
-    let words: Vec<&str> = XEN_ARGS.into_iter().chain(first.iter().chain(more).map(String::as_str)).collect();
+    let wide: &[&str] = if processor == Processor::Wide { &WIDE_XEN_ARGS } else { &[] };
+    let usual = XEN_ARGS.iter().chain(wide).copied();
+    let words: Vec<&str> = usual.chain(first.iter().chain(more).map(String::as_str)).collect();
     words.join(" ")
 }
 
