@@ -103,12 +103,25 @@ pub(crate) fn boots_with_fewer(place: &mut Place) -> Result<()> {
     })
 }
 
+/// Removes what `xl vcpu-set` left in xenstore of a domain that is gone: it looks for the domain first and writes `cpu/N/availability`
+/// after, so a save that ends in between leaves these nodes, and no others, behind. Anything else that is there stays and is found.
+fn sweep_after_vcpu_set(guest: &mut Guest<'_>, domid: &str) -> Result<()> {
+    let home = format!("/local/domain/{domid}");
+    let script = format!(
+        "xl domname {domid} >/dev/null 2>&1 && {{ echo domain {domid} is still there; exit 1; }}; \
+         xenstore-exists {home} || exit 0; \
+         xenstore-ls -f {home} | grep -Ev '^{home}/cpu(/[0-9]+(/availability)?)? = ' || xenstore-rm {home}"
+    );
+    guest.command_ok(&script, guest.limits().command).map(drop)
+}
+
 /// vCPUs go down and come back all the time while checkpoints are made, and while the domain is saved and restored.
 pub(crate) fn while_suspends_run(place: &mut Place) -> Result<()> {
     const VCPUS: u32 = 4;
     place.with_guest(VCPUS, 64, |guest| {
         guest.watch().expect_up(1..=VCPUS);
         let (name, image) = (guest.name().to_owned(), image(guest.name()));
+        let first = domid(guest)?;
         // Where the domain is not there, between save and restore, setting fails.
         let script = format!(
             "rm -f /tmp/over; (i=0; until [ -e /tmp/over ]; do \
@@ -133,6 +146,7 @@ pub(crate) fn while_suspends_run(place: &mut Place) -> Result<()> {
             })
             .with_context(|| output.clone())?;
         ensure!(told == ["continued", "continued", "continued", "continued", "resumed"], "{told:?}:\n{output}");
+        sweep_after_vcpu_set(guest, &first)?;
         let script = vcpu_set(guest.name(), VCPUS);
         guest.command_ok(&script, guest.limits().command)?;
         guest.wait_heartbeats(2)?;
