@@ -41,7 +41,7 @@ impl fmt::Display for AbiKind {
 }
 
 /// The ABI in use, with what it needs for the whole domain.
-#[expect(clippy::large_enum_variant, reason = "one for the domain, and looked at for each event")]
+#[cfg_attr(not(loom), expect(clippy::large_enum_variant, reason = "one for the domain, and looked at for each event"))]
 pub(crate) enum Abi {
     TwoLevel(SharedPage),
     Fifo(EventArray),

@@ -9,8 +9,8 @@
 use anyhow::Result;
 use clap::Args;
 
-use super::Session;
 use super::steps::{Steps, Tally};
+use super::{Session, models};
 use crate::image::{self, TARGET};
 use crate::lab;
 use crate::options::LogOptions;
@@ -61,6 +61,7 @@ pub fn lints(steps: &mut Steps<'_>, workspace: &Workspace) {
     let mut docs = cargo::cargo();
     docs.args(["doc", "--workspace", "--exclude", KERNEL, "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings");
     steps.run("lints", "docs of the host side", docs, Tally::Step);
+    steps.run("lints", "clippy on the models", models::clippy(workspace), Tally::Step);
     let target = image::ensure_target(steps.terminal());
     if steps.verdict_of("lints", target).is_some() {
         of_the_image(steps);

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::cmp::Reverse;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -79,19 +80,37 @@ fn model(steps: &mut Steps<'_>, workspace: &Workspace, checker: &str, tests: imp
     for member in workspace.members.iter().filter(|member| member.is_kernel_side()) {
         for test in tests(member) {
             any = true;
-            let mut command = cargo::cargo();
+            let mut command = cargo_under(checker);
             command.args(["test", "--package", &member.name, "--release", "--test", test]);
             // A backtrace from inside a model overflows its coroutine's stack, and hides what failed.
-            command
-                .env("RUSTFLAGS", format!("--cfg {checker}"))
-                .env("RUST_BACKTRACE", "0")
-                .env("CARGO_TARGET_DIR", target_dir(checker));
+            command.env("RUST_BACKTRACE", "0");
             steps.run(checker, &format!("{} {test}", member.name), command, Tally::Tests);
         }
     }
     if !any {
         steps.skip(checker, &format!("no crate has tests/{checker}_*.rs"));
     }
+}
+
+/// Lints what loom runs: nothing else builds it but those runs, which take minutes.
+pub fn clippy(workspace: &Workspace) -> Command {
+    let mut command = cargo_under("loom");
+    command.args(["clippy", "--release"]);
+    for member in
+        workspace.members.iter().filter(|member| member.is_kernel_side() && member.loom_tests().next().is_some())
+    {
+        command.args(["--package", &member.name]);
+        command.args(member.loom_tests().flat_map(|test| ["--test", test]));
+    }
+    command.args(["--", "-D", "warnings"]);
+    command
+}
+
+/// `cargo` with the cfg of a model checker.
+fn cargo_under(checker: &str) -> Command {
+    let mut command = cargo::cargo();
+    command.env("RUSTFLAGS", format!("--cfg {checker}")).env("CARGO_TARGET_DIR", target_dir(checker));
+    command
 }
 
 fn target_dir(checker: &str) -> PathBuf {
@@ -104,11 +123,15 @@ pub fn miri(steps: &mut Steps<'_>, workspace: &Workspace) {
     if let Err(error) = ensure_miri(steps.terminal()) {
         return steps.skip("miri", &format!("{error:#}"));
     }
-    for member in workspace.members.iter().filter(|member| member.is_kernel_side()) {
+    let mut members: Vec<&Member> = workspace.members.iter().filter(|member| member.is_kernel_side()).collect();
+    // An interpreter takes one processor, and minutes where a crate has many test programs: those first.
+    members.sort_by_key(|member| Reverse(member.tests.len()));
+    let commands = members.into_iter().map(|member| {
         let mut command = cargo::cargo_of("nightly");
         command.args(["miri", "test", "--package", &member.name, "--tests"]);
-        steps.run("miri", &member.name, command, Tally::Tests);
-    }
+        (member.name.clone(), command)
+    });
+    steps.run_side_by_side("miri", commands.collect(), Tally::Tests);
 }
 
 /// Makes sure that a nightly toolchain with Miri is there.

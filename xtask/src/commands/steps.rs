@@ -1,14 +1,16 @@
 //! Runs checks and test programs one after the other and counts what they say.
 //!
 //! Owns the run itself: a failing step is shown at once and the rest still run, since one round of
-//! fixes should see all that is wrong. Turned down: steps in parallel; cargo locks the target directory
-//! and the machine has few processors.
+//! fixes should see all that is wrong. Cargo builds one thing at a time, since it locks the target directory; programs that
+//! need one processor each for minutes can run side by side once they are built.
 
 #![forbid(unsafe_code)]
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
+use std::sync::{Mutex, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
@@ -70,47 +72,66 @@ impl<'s> Steps<'s> {
     /// Runs one command as a step of `layer`. One that cannot be started has failed.
     pub fn run(&mut self, layer: &str, name: &str, command: Command, tally: Tally) {
         let terminal = &self.session.terminal;
-        let typed = cargo::describe(&command);
         terminal.stage(&format!("{layer}: {name}"));
-        let log = self.session.logs.join(format!("{layer}.log"));
         let started = Instant::now();
-        let ran = cargo::run(command, &log, &mut |line| {
-            if tally == Tally::SlowTests && is_result(line) {
-                terminal.say(line);
-            } else {
-                terminal.whisper(line);
-            }
-        });
+        let log = self.session.logs.join(format!("{layer}.log"));
+        let ran = execute(self.session, &log, name, command, tally);
         // A step that a signal has ended has not failed, and the next must not begin.
         ending::give_way();
-        let (success, output) = match ran {
-            Ok(ran) => (ran.success, ran.output),
-            Err(error) => (false, format!("{error:#}")),
-        };
-        let step = match tally {
-            Tally::Step => Counts::of_step(success),
-            Tally::Tests | Tally::SlowTests => Counts::of_run(&output, success),
-        };
-        let ran_none = success && step.failed > 0;
-        let success = success && !ran_none;
-        if success {
+        if ran.success {
             terminal.finished();
         } else {
             terminal.abandon();
-            let how = if ran_none { "ran no test at all" } else { "failed" };
-            terminal.say(&format!("`{typed}` {how}; the end of its output:\n{}", cargo::tail(&output, SHOWN)));
         }
-        let took = started.elapsed();
+        self.count(layer, &ran, tally);
+        self.layer(layer).took += started.elapsed();
+    }
+
+    /// Runs commands as steps of `layer`, as many at once as there are processors, in the order given. Each has a log of its own.
+    pub fn run_side_by_side(&mut self, layer: &str, commands: Vec<(String, Command)>, tally: Tally) {
+        let session = self.session;
+        let names: Vec<&str> = commands.iter().map(|(name, _)| name.as_str()).collect();
+        session.terminal.stage(&format!("{layer}: {}", names.join(", ")));
+        let started = Instant::now();
+        let at_once = thread::available_parallelism().map_or(1, std::num::NonZero::get).min(commands.len());
+        let queue = Mutex::new(commands.into_iter());
+        let (done, all) = mpsc::channel();
+        thread::scope(|scope| {
+            for _ in 0..at_once {
+                let (done, queue) = (done.clone(), &queue);
+                scope.spawn(move || {
+                    while let Some((name, command)) = next(queue) {
+                        let log = session.logs.join(format!("{layer}-{name}.log"));
+                        // Its only reader is below, and outlives this thread.
+                        let _ = done.send(execute(session, &log, &name, command, tally));
+                    }
+                });
+            }
+            drop(done);
+            for ran in all {
+                ending::give_way();
+                session.terminal.note(&format!("{layer}: {}: {:.1} s", ran.name, ran.took.as_secs_f64()));
+                self.count(layer, &ran, tally);
+            }
+        });
+        session.terminal.finished();
+        self.layer(layer).took += started.elapsed();
+    }
+
+    /// Adds what a step came to, and shows why it failed.
+    fn count(&mut self, layer: &str, ran: &Step, tally: Tally) {
+        if let Some(complaint) = &ran.complaint {
+            self.session.terminal.say(complaint);
+        }
         let row = self.layer(layer);
-        row.counts += step;
-        row.took += took;
+        row.counts += ran.counts;
         if tally != Tally::Step {
-            counts::ignored(&output).for_each(|why| row.skip(why));
+            counts::ignored(&ran.output).for_each(|why| row.skip(why));
         }
-        if !success {
-            let names = counts::failed_names(&output);
-            let what = if names.is_empty() { name.to_owned() } else { names.join(", ") };
-            row.complaints.push(format!("{layer}: {what}; again with: {typed}"));
+        if !ran.success {
+            let names = counts::failed_names(&ran.output);
+            let what = if names.is_empty() { ran.name.clone() } else { names.join(", ") };
+            row.complaints.push(format!("{layer}: {what}; again with: {}", ran.typed));
         }
     }
 
@@ -161,6 +182,50 @@ impl<'s> Steps<'s> {
     pub fn closing(&self) -> String {
         counts::total(&self.layers).to_string()
     }
+}
+
+/// What one command came to.
+struct Step {
+    name: String,
+    /// The command as one would type it.
+    typed: String,
+    output: String,
+    counts: Counts,
+    took: Duration,
+    success: bool,
+    /// The end of the output of one that failed.
+    complaint: Option<String>,
+}
+
+fn next(queue: &Mutex<impl Iterator<Item = (String, Command)>>) -> Option<(String, Command)> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner).next()
+}
+
+fn execute(session: &Session, log: &Path, name: &str, command: Command, tally: Tally) -> Step {
+    let terminal = &session.terminal;
+    let typed = cargo::describe(&command);
+    let started = Instant::now();
+    let ran = cargo::run(command, log, &mut |line| {
+        if tally == Tally::SlowTests && is_result(line) {
+            terminal.say(line);
+        } else {
+            terminal.whisper(line);
+        }
+    });
+    let (success, output) = match ran {
+        Ok(ran) => (ran.success, ran.output),
+        Err(error) => (false, format!("{error:#}")),
+    };
+    let counts = match tally {
+        Tally::Step => Counts::of_step(success),
+        Tally::Tests | Tally::SlowTests => Counts::of_run(&output, success),
+    };
+    let ran_none = success && counts.failed > 0;
+    let success = success && !ran_none;
+    let how = if ran_none { "ran no test at all" } else { "failed" };
+    let end = cargo::tail(&output, SHOWN);
+    let complaint = (!success).then(|| format!("`{typed}` {how}; the end of its output:\n{end}"));
+    Step { name: name.to_owned(), typed, output, counts, took: started.elapsed(), success, complaint }
 }
 
 /// One test's line, or one that says what is skipped.
