@@ -5,7 +5,7 @@
 //! the next. The order is from plain to hard. `steps` are the good ways, `trouble` the others,
 //! `hung` has a vCPU that does not come, `ports` compares the guest's view with Xen's, `phases` looks at what it tells of its suspends,
 //! `hotplug` changes how many vCPUs are up, `channel` suspends through the suspend event channel, `pages` counts what
-//! is written to and runs xl remus, `vectors` looks at registers.
+//! is written to and runs xl remus, `vectors` looks at registers, `soak` does all of it at random.
 
 #![forbid(unsafe_code)]
 
@@ -23,6 +23,8 @@ mod phases;
 mod place;
 #[path = "xl/ports.rs"]
 mod ports;
+#[path = "xl/soak.rs"]
+mod soak;
 #[path = "xl/steps.rs"]
 mod steps;
 #[path = "xl/trouble.rs"]
@@ -98,6 +100,7 @@ fn ladder() -> Vec<(String, Step)> {
     step("phases::resumed", Box::new(move |place| phases::of_every_vcpu(place, &resumes)));
     step("phases::continued", Box::new(|place| phases::of_every_vcpu(place, &[Kind::Checkpoint])));
     step("phases::when_asked", Box::new(phases::when_asked));
+    step("soak::three_minutes", Box::new(soak::three_minutes));
     step("nothing_left_behind", Box::new(Place::nothing_left_behind));
     ladder
 }

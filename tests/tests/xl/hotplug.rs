@@ -1,21 +1,16 @@
 //! `xl vcpu-set`: vCPUs go down and come back, over suspends of every kind, and while one runs.
 
 use std::collections::BTreeSet;
-use std::fmt::Display;
 
 use anyhow::{Context, Result, bail, ensure};
 use xtask::contract::Event;
 use xtask::drive::cycles::{Kind, suspend};
 use xtask::drive::domain::image;
 use xtask::drive::guest::Guest;
+use xtask::drive::vcpu_set::{swept, vcpu_set};
 
 use crate::place::Place;
 use crate::steps::{WELL, domid};
-
-/// The lab has fewer processors than most guests have vCPUs.
-fn vcpu_set(name: &str, vcpus: impl Display) -> String {
-    format!("xl vcpu-set --ignore-host {name} {vcpus}")
-}
 
 /// Has `vcpus` of them up, of which `before` were, and sees each that changes say so, once.
 fn set(guest: &mut Guest<'_>, before: u32, vcpus: u32) -> Result<()> {
@@ -103,25 +98,12 @@ pub(crate) fn boots_with_fewer(place: &mut Place) -> Result<()> {
     })
 }
 
-/// Removes what `xl vcpu-set` left in xenstore of a domain that is gone: it looks for the domain first and writes `cpu/N/availability`
-/// after, so a save that ends in between leaves these nodes, and no others, behind. Anything else that is there stays and is found.
-fn sweep_after_vcpu_set(guest: &mut Guest<'_>, domid: &str) -> Result<()> {
-    let home = format!("/local/domain/{domid}");
-    let script = format!(
-        "xl domname {domid} >/dev/null 2>&1 && {{ echo domain {domid} is still there; exit 1; }}; \
-         xenstore-exists {home} || exit 0; \
-         xenstore-ls -f {home} | grep -Ev '^{home}/cpu(/[0-9]+(/availability)?)? = ' || xenstore-rm {home}"
-    );
-    guest.command_ok(&script, guest.limits().command).map(drop)
-}
-
 /// vCPUs go down and come back all the time while checkpoints are made, and while the domain is saved and restored.
 pub(crate) fn while_suspends_run(place: &mut Place) -> Result<()> {
     const VCPUS: u32 = 4;
     place.with_guest(VCPUS, 64, |guest| {
         guest.watch().expect_up(1..=VCPUS);
         let (name, image) = (guest.name().to_owned(), image(guest.name()));
-        let first = domid(guest)?;
         // Where the domain is not there, between save and restore, setting fails.
         let script = format!(
             "rm -f /tmp/over; (i=0; until [ -e /tmp/over ]; do \
@@ -132,7 +114,7 @@ pub(crate) fn while_suspends_run(place: &mut Place) -> Result<()> {
              touch /tmp/over; wait $job; rm -f {image} /tmp/over; exit $code",
             vcpu_set(&name, "$n")
         );
-        let output = guest.command_ok(&script, guest.limits().transfer * 4)?;
+        let output = guest.command_ok(&swept(&name, &script), guest.limits().transfer * 4)?;
         let mut told = Vec::new();
         guest
             .wait_for("four checkpoints and a save", guest.limits().word, |said| {
@@ -146,7 +128,6 @@ pub(crate) fn while_suspends_run(place: &mut Place) -> Result<()> {
             })
             .with_context(|| output.clone())?;
         ensure!(told == ["continued", "continued", "continued", "continued", "resumed"], "{told:?}:\n{output}");
-        sweep_after_vcpu_set(guest, &first)?;
         let script = vcpu_set(guest.name(), VCPUS);
         guest.command_ok(&script, guest.limits().command)?;
         guest.wait_heartbeats(2)?;

@@ -59,6 +59,12 @@ impl Place {
         &mut self.host
     }
 
+    /// The kernel in dom0 and here, and where the logs go: for who makes guests otherwise. One is known to have been made.
+    pub(crate) fn kernel(&mut self) -> (String, PathBuf, PathBuf) {
+        self.guests += 1;
+        (self.kernel.clone(), self.image.clone(), self.logs.clone())
+    }
+
     /// Starts a guest, waits until it is online and beats, lets `work` do its worst, and makes sure that
     /// the domain is gone afterwards. `work` may end the guest itself.
     pub(crate) fn with_guest(

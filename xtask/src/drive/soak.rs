@@ -20,6 +20,7 @@ pub use self::plan::{Action, Plan, Step};
 use crate::contract::Event;
 use crate::drive::cycles::{Kind, came_back, heartbeats_after};
 use crate::drive::guest::{Guest, Limits};
+use crate::drive::vcpu_set::{swept, vcpu_set};
 use crate::drive::watch::is_memory_check;
 use crate::host::Host;
 use crate::logfmt::Line;
@@ -231,24 +232,14 @@ fn set(guest: &mut Guest<'_>, vcpus: u32, up: &Cell<u32>, done: &mut Done) -> Re
     Ok(())
 }
 
-/// The lab has fewer processors than most guests have vCPUs.
-fn vcpu_set(name: &str, vcpus: impl Display) -> String {
-    format!("xl vcpu-set --ignore-host {name} {vcpus}")
-}
-
 /// Suspends while the number of vCPUs is set. Where the domain is not there, between save and restore, setting fails.
 fn race(name: &str, kind: Kind, sets: &[(u32, u32)]) -> String {
     let sets: String = sets
         .iter()
         .map(|(ms, vcpus)| format!("sleep {}.{:03}; {}; ", ms / 1000, ms % 1000, vcpu_set(name, vcpus)))
         .collect();
-    format!(
-        "# {} while the number of vCPUs is set\n\
-         ({sets}) >/dev/null 2>&1 & job=$!\n\
-         ({}); code=$?; wait $job; exit $code",
-        kind.name(),
-        kind.script(name)
-    )
+    let script = format!("({sets}) >/dev/null 2>&1 & job=$!\n({}); code=$?; wait $job; exit $code", kind.script(name));
+    format!("# {} while the number of vCPUs is set\n{}", kind.name(), swept(name, &script))
 }
 
 /// Adds the counts of a guest's last line.
@@ -283,13 +274,10 @@ mod tests {
     #[test]
     fn a_race_ends_with_the_suspends_own_exit_code() {
         let script = race("stasis0", Kind::Checkpoint, &[(1250, 3), (7, 1)]);
-        assert_eq!(
-            script,
-            "# save -c while the number of vCPUs is set\n\
-             (sleep 1.250; xl vcpu-set --ignore-host stasis0 3; sleep 0.007; xl vcpu-set --ignore-host stasis0 1; ) \
+        let raced = "(sleep 1.250; xl vcpu-set --ignore-host stasis0 3; sleep 0.007; xl vcpu-set --ignore-host stasis0 1; ) \
              >/dev/null 2>&1 & job=$!\n\
-             (trap 'rm -f /var/lib/xen/stasis0.save' EXIT; xl save -c stasis0 /var/lib/xen/stasis0.save); code=$?; wait $job; exit $code"
-        );
+             (trap 'rm -f /var/lib/xen/stasis0.save' EXIT; xl save -c stasis0 /var/lib/xen/stasis0.save); code=$?; wait $job; exit $code";
+        assert_eq!(script, format!("# save -c while the number of vCPUs is set\n{}", swept("stasis0", raced)));
     }
 
     #[test]
