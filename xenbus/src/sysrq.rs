@@ -109,6 +109,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "makes TRIES_MAX transactions, which is long there")]
     fn a_node_that_never_comes_to_rest_is_given_up_and_its_letter_stays() {
         let (store, mut fake) = fake::pair(0);
         fake.set(NODE, b"e");
