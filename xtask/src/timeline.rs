@@ -5,8 +5,10 @@
 
 #![forbid(unsafe_code)]
 
+mod legend;
 pub mod picture;
 mod scale;
+mod shapes;
 mod style;
 
 use smp::trace::{Mark, Span, spans};

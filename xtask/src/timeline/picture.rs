@@ -5,12 +5,14 @@
 
 #![forbid(unsafe_code)]
 
-use smp::trace::{Mark, Span, Stage};
+use smp::trace::{Mark, Stage};
 use svg::Document;
-use svg::node::element::{Definitions, Group, Line, Path, Pattern, Rectangle, Style, Text, Title};
+use svg::node::element::{Group, Style, Title};
 
+use super::legend::Legend;
 use super::scale::{Panel, Parts};
-use super::style::{AWAY, Look, RUNNING, look};
+use super::shapes::{hatching, line, px, px_len, rectangle, short, text};
+use super::style::{AWAY, RUNNING, look};
 use super::{Lane, Timeline};
 use crate::report::duration;
 
@@ -31,8 +33,6 @@ const NAMES_APART: f64 = 13.0;
 const TICKS_APART: f64 = 86.0;
 /// The least that a stretch takes across, so that one is seen.
 const SEEN: f64 = 0.7;
-const LEGEND_ROW: f64 = 19.0;
-const LEGEND_COLUMNS: usize = 4;
 
 const CSS: &str = "text { font-family: 'DejaVu Sans', 'Liberation Sans', Helvetica, Arial, sans-serif; fill: #1f2933; \
                    font-size: 12px; } .title { font-size: 20px; font-weight: bold; } .sub { font-size: 13px; \
@@ -109,7 +109,7 @@ struct Picture<'t> {
 
 impl Picture<'_> {
     fn document(&self, how: &str) -> Document {
-        let legend = self.legend();
+        let legend = Legend::of(self.timeline, (LEFT, self.rows.bottom() + AXIS + 26.0), WIDTH - LEFT - RIGHT);
         let height = self.rows.bottom() + AXIS + legend.height + 22.0;
         Document::new()
             .set("viewBox", (0, 0, px(WIDTH), px(height)))
@@ -252,223 +252,8 @@ impl Picture<'_> {
         }
         names
     }
-
-    /// What each colour means, and the longest that any vCPU was at it.
-    fn legend(&self) -> Legend {
-        let mut entries: Vec<Entry> = Vec::new();
-        for lane in &self.timeline.lanes {
-            for span in self.timeline.spans(lane) {
-                let (look, order) = (look(&span), order(&span));
-                match entries.iter_mut().find(|entry| entry.look == look) {
-                    Some(entry) if entry.most_ns >= span.ns() => {}
-                    Some(entry) => (entry.most_ns, entry.vcpu) = (span.ns(), lane.vcpu),
-                    None => entries.push(Entry { look, order, most_ns: span.ns(), vcpu: lane.vcpu }),
-                }
-            }
-        }
-        entries.sort_by_key(|entry| entry.order);
-        let running = Look { words: "running", colour: RUNNING };
-        let rows = (entries.len() + 1).div_ceil(LEGEND_COLUMNS);
-        let top = self.rows.bottom() + AXIS + 26.0;
-        let caption = "Phases, and the longest that any vCPU was at it, and which:";
-        let mut group = Group::new().add(text(LEFT, top - 8.0, caption).set("class", "sub"));
-        let notes = entries.iter().map(|entry| {
-            let on = if self.rows.nr > 1 { format!(" on {}", entry.vcpu) } else { String::new() };
-            (entry.look, format!("{}{on}", duration(entry.most_ns)))
-        });
-        for (n, (look, note)) in notes.chain([(running, String::new())]).enumerate() {
-            let (x, y) = legend_place(n, rows, top);
-            group = group
-                .add(rectangle(x, y, 16.0, 12.0).set("fill", look.colour).set("stroke", "#9aa5b1"))
-                .add(text(x + 23.0, y + 10.5, look.words))
-                .add(text(x + 330.0, y + 10.5, &note).set("class", "small end"));
-        }
-        Legend { group, height: legend_place(rows, rows + 1, 0.0).1 + 26.0 }
-    }
-}
-
-struct Legend {
-    group: Group,
-    height: f64,
-}
-
-struct Entry {
-    look: Look,
-    order: usize,
-    most_ns: u64,
-    vcpu: u32,
-}
-
-/// Where in the legend a span's phase stands: by stage, then by phase.
-fn order(span: &Span) -> usize {
-    span.stage as usize * Mark::COUNT + span.mark.index()
-}
-
-/// Top left corner of the `n`th entry of a legend with so many rows.
-#[expect(clippy::cast_precision_loss, reason = "a handful of entries")]
-fn legend_place(n: usize, rows: usize, top: f64) -> (f64, f64) {
-    let column = (WIDTH - LEFT - RIGHT) / LEGEND_COLUMNS as f64;
-    (LEFT + (n / rows) as f64 * column, top + 4.0 + (n % rows) as f64 * LEGEND_ROW)
-}
-
-fn hatching() -> Definitions {
-    let stroke = Path::new().set("d", "M-2,2 l4,-4 M0,10 l10,-10 M8,12 l4,-4").set("stroke", "#b8c2cf");
-    let ground = rectangle(0.0, 0.0, 10.0, 10.0).set("fill", "#eef1f5");
-    let pattern = Pattern::new().set("id", "hatching").set("width", 10).set("height", 10);
-    Definitions::new().add(pattern.set("patternUnits", "userSpaceOnUse").add(ground).add(stroke))
-}
-
-fn rectangle(x: f64, y: f64, width: f64, height: f64) -> Rectangle {
-    Rectangle::new().set("x", px(x)).set("y", px(y)).set("width", px(width)).set("height", px(height))
-}
-
-fn line(x1: f64, y1: f64, x2: f64, y2: f64) -> Line {
-    Line::new().set("x1", px(x1)).set("y1", px(y1)).set("x2", px(x2)).set("y2", px(y2))
-}
-
-fn text(x: f64, y: f64, words: &str) -> Text {
-    Text::new(words).set("x", px(x)).set("y", px(y))
-}
-
-/// Two digits behind the point are enough for any eye, and keep the file small.
-fn px(value: f64) -> f64 {
-    (value * 100.0).round() / 100.0
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a few words")]
-fn px_len(words: &str) -> f64 {
-    words.len() as f64
-}
-
-/// A round time, without the digits that say nothing.
-fn short(ns: u64) -> String {
-    for (unit, scale) in [("s", 1_000_000_000), ("ms", 1_000_000), ("us", 1_000)] {
-        if ns >= scale {
-            let (whole, tenth) = (ns / scale, ns % scale / (scale / 10));
-            return if tenth == 0 { format!("{whole} {unit}") } else { format!("{whole}.{tenth} {unit}") };
-        }
-    }
-    if ns == 0 { "0".to_owned() } else { format!("{ns} ns") }
 }
 
 #[cfg(test)]
-mod tests {
-    use svg::node::element::tag::Type;
-    use svg::parser::Event;
-
-    use super::*;
-
-    /// A suspend of `nr` vCPUs that takes a second, its ends a few hundred microseconds.
-    fn sample(nr: u32) -> Timeline {
-        let zero = [
-            (Mark::Asked, 0),
-            (Mark::Quiet, 900_000),
-            (Mark::Begun, 910_000),
-            (Mark::AllArrived, 1_150_000),
-            (Mark::AllStopped, 1_200_000),
-            (Mark::Suspending, 1_210_000),
-            (Mark::Back, 1_001_210_000),
-            (Mark::EventsAttached, 1_001_230_000),
-            (Mark::AllReleased, 1_001_231_000),
-            (Mark::Bound, 1_001_260_000),
-            (Mark::AllAlive, 1_001_600_000),
-        ];
-        let lane = |vcpu: u32| {
-            let late = u64::from(vcpu) * 100_000 / u64::from(nr);
-            let marks = [
-                (Mark::Kicked, 920_000 + late),
-                (Mark::Parked, 925_000 + late),
-                (Mark::Arrived, 930_000 + late),
-                (Mark::Released, 1_001_240_000 + late),
-                (Mark::Bound, 1_001_280_000 + late),
-                (Mark::FirstTask, 1_001_290_000 + late),
-            ];
-            Lane { vcpu, marks: marks.to_vec() }
-        };
-        let lanes = std::iter::once(Lane { vcpu: 0, marks: zero.to_vec() }).chain((1..nr).map(lane)).collect();
-        Timeline { suspend: 3, outcome: "resumed".into(), lanes }
-    }
-
-    struct Box {
-        fill: String,
-        x: f64,
-        y: f64,
-        width: f64,
-        height: f64,
-    }
-
-    /// Every rectangle, and every text.
-    fn read(picture: &str) -> (Vec<Box>, Vec<String>) {
-        let (mut boxes, mut words) = (Vec::new(), Vec::new());
-        for event in svg::read(picture).expect("it is SVG") {
-            match event {
-                Event::Error(error) => panic!("{error}"),
-                Event::Tag("rect", Type::Start | Type::Empty, attributes) => {
-                    let number = |key: &str| attributes[key].parse::<f64>().expect("a number");
-                    let fill = attributes.get("fill").map(ToString::to_string).unwrap_or_default();
-                    let [x, y, width, height] = ["x", "y", "width", "height"].map(number);
-                    boxes.push(Box { fill, x, y, width, height });
-                }
-                Event::Text(text) => words.push(text.to_owned()),
-                _ => {}
-            }
-        }
-        (boxes, words)
-    }
-
-    #[test]
-    fn every_size_is_drawn_inside_its_picture() {
-        for nr in [1, 2, 8, 33, 128, 512, 1024] {
-            let timeline = sample(nr);
-            let picture = draw(&timeline, "migrate").expect("there is something");
-            assert!(!picture.contains("NaN") && !picture.contains("\"inf"));
-            let (boxes, words) = read(&picture);
-            let ground = &boxes.iter().find(|shape| shape.fill == "#ffffff").expect("the ground");
-            for shape in &boxes {
-                let inside = shape.x >= 0.0 && shape.x + shape.width <= ground.width + 0.01;
-                assert!(inside && shape.width > 0.0 && shape.height > 0.0, "{nr} vCPUs: {}", shape.fill);
-                assert!(shape.y + shape.height <= ground.height, "{nr} vCPUs: {}", shape.fill);
-            }
-            assert!(picture.contains(&format!("id=\"vcpu-{}\"", nr - 1)));
-            assert!(ground.height < 2200.0, "{nr} vCPUs: {} high", ground.height);
-            let stopped = boxes.iter().filter(|shape| shape.fill == super::super::style::STAND.colour).count();
-            // Before and after the suspend; and the legend.
-            assert_eq!(stopped, if nr > 1 { 2 * (nr as usize - 1) + 1 } else { 0 }, "{nr} vCPUs");
-            assert!(words.iter().any(|text| text.contains("1.00 s")), "{nr} vCPUs: how long it was suspended");
-        }
-    }
-
-    #[test]
-    fn names_and_legend_tell_what_is_to_be_seen() {
-        let picture = draw(&sample(512), "save + restore").expect("there is something");
-        let (_, words) = read(&picture);
-        let has = |text: &str| words.iter().any(|word| word.trim() == text);
-        for text in ["Suspend 3: save + restore, 512 vCPUs, resumed", "all stopped", "released, not yet aware"] {
-            assert!(has(text), "{text}");
-        }
-        assert!(has("0") && has("496") && !has("497"), "names are thinned out");
-        assert!(!has("p2m published"), "what did not happen is not explained");
-        assert!(has("109 us on 511"), "the longest from the release until it was seen");
-    }
-
-    #[test]
-    fn one_that_was_given_up_is_drawn_too() {
-        let mut timeline = sample(4);
-        for lane in &mut timeline.lanes {
-            lane.marks.retain(|(_, ns)| *ns < 1_000_000);
-        }
-        timeline.outcome = "aborted".into();
-        let (_, words) = read(&draw(&timeline, "migrate").expect("there is something"));
-        assert!(words.iter().any(|text| text.contains("in vain")));
-        timeline.lanes.clear();
-        assert_eq!(draw(&timeline, "migrate"), None);
-    }
-
-    #[test]
-    fn ticks_are_short() {
-        for (ns, want) in [(0, "0"), (20, "20 ns"), (500_000, "500 us"), (1_500_000, "1.5 ms"), (2_000_000_000, "2 s")]
-        {
-            assert_eq!(short(ns), want);
-        }
-    }
-}
+#[path = "picture_tests.rs"]
+mod tests;
