@@ -1,0 +1,185 @@
+//! Who is up, by the word of the host's threads that play CPUs.
+
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+
+use percpu::{hosted, mask_upcalls};
+use xen_sys::abi::arch::VcpuGuestContext;
+
+use super::*;
+use crate::bring_up::{self, VcpuInfoPlace};
+use crate::tests::{Alone, Noted};
+use crate::watch::Limits;
+
+/// Xen, which lets a vcpu that goes down return when it is brought up.
+struct Xen {
+    up: PerCpu<AtomicBool>,
+    refuses_up: AtomicBool,
+    downs: Mutex<Vec<CpuId>>,
+}
+
+impl Vcpus for Xen {
+    unsafe fn register_vcpu_info(&self, _cpu: CpuId, _place: VcpuInfoPlace) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    unsafe fn initialise(&self, _cpu: CpuId, _context: &VcpuGuestContext) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    fn up(&self, cpu: CpuId) -> Result<(), Errno> {
+        if self.refuses_up.load(Relaxed) {
+            return Err(Errno::EINVAL);
+        }
+        self.up.on(cpu).store(true, Release);
+        Ok(())
+    }
+
+    fn down(&self, cpu: CpuId) -> Result<(), Errno> {
+        self.downs.lock().expect("no test panics in here").push(cpu);
+        self.up.on(cpu).store(false, Release);
+        while !self.up.on(cpu).load(Acquire) {
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+
+    fn is_up(&self, cpu: CpuId) -> Result<bool, Errno> {
+        Ok(self.up.on(cpu).load(Acquire))
+    }
+}
+
+struct World {
+    rendezvous: Rendezvous,
+    hotplug: Hotplug,
+    mail: Mail<Noted>,
+    xen: Xen,
+    over: AtomicBool,
+}
+
+fn cpu(n: usize) -> CpuId {
+    CpuId::new(n).expect("tests use small numbers")
+}
+
+fn set(cpus: &[usize]) -> CpuSet {
+    cpus.iter().map(|n| cpu(*n)).collect()
+}
+
+/// A clock on which time is up at the second look, or never.
+struct Looks(AtomicU32);
+
+impl Clock for Looks {
+    fn now_ns(&self) -> u64 {
+        self.0.fetch_add(1, Relaxed).into()
+    }
+}
+
+impl World {
+    fn new(nr: usize) -> World {
+        World {
+            rendezvous: Rendezvous::new(nr, Patience(0)),
+            hotplug: Hotplug::new(nr),
+            mail: Mail::of_cpus_down(nr, Noted::default()),
+            xen: Xen {
+                up: PerCpu::new(nr, |cpu| AtomicBool::new(cpu == CpuId::BOOT)),
+                refuses_up: AtomicBool::new(false),
+                downs: Mutex::new(Vec::new()),
+            },
+            over: AtomicBool::new(false),
+        }
+    }
+
+    fn up(&self, n: usize, life: u32) -> Result<WayUp, Errno> {
+        let way = self.hotplug.way_up(cpu(n), life);
+        self.hotplug.comes_up(cpu(n));
+        match bring_up::restart(&self.xen, &self.rendezvous, cpu(n)) {
+            Ok(()) => Ok(way),
+            Err(error) => {
+                self.hotplug.did_not_start(cpu(n));
+                Err(error.errno)
+            }
+        }
+    }
+
+    #[expect(clippy::result_large_err, reason = "as what it tests")]
+    fn down(&self, cpus: &CpuSet, limit_ns: u64, check: Result<(), u8>) -> Result<Result<(), u8>, Missing> {
+        let limits = Limits::only(limit_ns);
+        let clock = Looks(AtomicU32::new(0));
+        let lead = Lead { mail: &self.mail, gate: &Alone, clock: &clock, limits, overdue: &|_| () };
+        self.hotplug.take_down(&self.rendezvous, &lead, &self.xen, (cpus, 7), |_| check)
+    }
+
+    /// A CPU, from its start to the end of the test.
+    fn run(&self, n: usize) {
+        let _on = hosted::enter(cpu(n));
+        while !self.xen.up.mine().load(Acquire) {
+            std::thread::yield_now();
+        }
+        self.mail.serve(&mask_upcalls());
+        while !self.over.load(Relaxed) {
+            if self.rendezvous.is_requested() {
+                let masked = mask_upcalls();
+                drop(self.rendezvous.park(&masked, &Alone, &self.mail));
+                if self.hotplug.is_leaving() {
+                    assert_eq!(self.hotplug.go_down(&self.mail, &masked, &self.xen), Ok(()));
+                    self.mail.serve(&masked);
+                }
+            }
+            std::thread::yield_now();
+        }
+    }
+}
+
+#[test]
+fn down_together_and_up_by_the_way_that_the_life_asks_for() {
+    let world = World::new(4);
+    std::thread::scope(|scope| {
+        (1..4).for_each(|n| {
+            drop(scope.spawn({
+                let world = &world;
+                move || world.run(n)
+            }))
+        });
+        let _on = hosted::enter(CpuId::BOOT);
+        for n in 1..4 {
+            assert_eq!(world.up(n, 7), Ok(WayUp::Start), "it never ran");
+        }
+        assert_eq!(world.hotplug.nr_up(), 4);
+        // vCPU 0 and one that is not there are passed over.
+        assert_eq!(world.down(&set(&[0, 1, 3, 9]), u64::MAX, Ok(())), Ok(Ok(())));
+        let mut downs = world.xen.downs.lock().expect("no test panics in there").split_off(0);
+        downs.sort();
+        assert_eq!(downs, [cpu(1), cpu(3)]);
+        assert_eq!(CpuId::first(4).map(|cpu| world.hotplug.is_up(cpu)).collect::<Vec<_>>(), [true, false, true, false]);
+        assert_eq!(world.rendezvous.waited_for().map(|(cpu, _)| cpu).collect::<Vec<_>>(), [cpu(2)]);
+        assert_eq!([1, 2].map(|n| world.hotplug.changes(cpu(n))), [2, 1]);
+        // Once more is nothing to do.
+        assert_eq!(world.down(&set(&[1, 3]), u64::MAX, Ok(())), Ok(Ok(())));
+        assert!(world.xen.downs.lock().expect("no test panics in there").is_empty());
+        assert_eq!(world.hotplug.way_up(cpu(3), 8), WayUp::Start, "a later life");
+        world.xen.refuses_up.store(true, Relaxed);
+        assert_eq!(world.up(1, 7), Err(Errno::EINVAL));
+        assert!(!world.hotplug.is_up(cpu(1)));
+        world.xen.refuses_up.store(false, Relaxed);
+        assert_eq!([1, 3].map(|n| world.up(n, 7)), [Ok(WayUp::Restart); 2]);
+        world.over.store(true, Relaxed);
+    });
+}
+
+#[test]
+fn what_keeps_them_up_leaves_all_as_it_was() {
+    let world = World::new(2);
+    std::thread::scope(|scope| {
+        scope.spawn(|| world.run(1));
+        let _on = hosted::enter(CpuId::BOOT);
+        assert_eq!(world.up(1, 7), Ok(WayUp::Start));
+        assert_eq!(world.down(&set(&[1]), u64::MAX, Err(5)), Ok(Err(5)));
+        assert!(world.hotplug.is_up(cpu(1)));
+        world.over.store(true, Relaxed);
+    });
+    // It comes to no rendezvous any more.
+    let _on = hosted::enter(CpuId::BOOT);
+    let missing = world.down(&set(&[1]), 1, Ok(())).expect_err("nobody comes");
+    assert_eq!(missing.cpus, set(&[1]));
+    assert!(world.hotplug.is_up(cpu(1)) && world.xen.downs.lock().expect("no test panics in there").is_empty());
+}
