@@ -9,7 +9,7 @@
 //!   vcpus
 //!   data,
 //!   suspend_channel     what we say                    tasks
-//!   scope, watch        operations as futures          tasks
+//!   scope, take, watch  operations as futures          tasks
 //!   store, quiesce      Store, its pump, its gate      tasks; on_event() in the upcall
 //!   engine, gate        who may send, who gets what    under the store's lock
 //!   calls, watch_table  requests and watches           plain data, as are counters
@@ -46,6 +46,7 @@ pub mod shutdown;
 mod store;
 pub mod suspend_channel;
 pub mod sysrq;
+mod take;
 pub mod vcpus;
 mod watch;
 mod watch_table;

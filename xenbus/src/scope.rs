@@ -229,7 +229,7 @@ impl Store {
 }
 
 /// An open transaction; dropped, it is aborted.
-struct Open<'a> {
+pub(crate) struct Open<'a> {
     store: &'a Store,
     id: u32,
     epoch: u64,
@@ -237,17 +237,17 @@ struct Open<'a> {
 }
 
 impl<'a> Open<'a> {
-    async fn start(store: &'a Store) -> Result<Self, StoreError> {
+    pub(crate) async fn start(store: &'a Store) -> Result<Self, StoreError> {
         let (reply, epoch) = store.outside().call(Kind::TransactionStart, "", &[b"\0"]).await?;
         let id = wire::transaction_id(&reply).map_err(failed(Kind::TransactionStart, ""))?;
         Ok(Self { store, id, epoch, over: false })
     }
 
-    const fn scope(&self) -> Scope<'a> {
+    pub(crate) const fn scope(&self) -> Scope<'a> {
         Scope { store: self.store, transaction: Some((self.id, self.epoch)) }
     }
 
-    async fn commit(mut self) -> Result<(), StoreError> {
+    pub(crate) async fn commit(mut self) -> Result<(), StoreError> {
         // From here on the request ends it, also if we are dropped while it is on its way.
         let (scope, end) = (self.scope(), b"T\0");
         self.over = true;

@@ -9,8 +9,8 @@
 
 use crate::error::{StoreError, Text};
 use crate::store::Store;
+use crate::take::take;
 use core::fmt;
-use xen_sys::Errno;
 
 /// The node, relative to the domain's home. Watch it, and call [`take_request`] at every change.
 pub const NODE: &str = "control/shutdown";
@@ -67,20 +67,7 @@ impl fmt::Display for Request {
 /// is no answer to the commit or none that makes sense (`RingBroken`, `TooLong`, `WrongType`), nobody knows. The same holds
 /// if the future is dropped during the commit.
 pub async fn take_request(store: &Store) -> Result<Option<Request>, StoreError> {
-    store
-        .transaction(async |tx| {
-            let value = match tx.read_bytes(NODE).await {
-                Ok(value) => value,
-                Err(error) if error.is(Errno::ENOENT) => return Ok(None),
-                Err(error) => return Err(error),
-            };
-            let request = Request::parse(&value);
-            if request.is_some() {
-                tx.write(NODE, "").await?;
-            }
-            Ok(request)
-        })
-        .await
+    take(store, NODE, Request::parse).await
 }
 
 /// Says which requests we take. Again after every restore.
@@ -95,6 +82,8 @@ pub async fn advertise(store: &Store) -> Result<(), StoreError> {
 
 #[cfg(test)]
 mod tests {
+    use xen_sys::Errno;
+
     use super::*;
     use crate::error::Cause;
     use crate::fake::{self, Twist, block_on, settle};

@@ -10,7 +10,7 @@
 
 use crate::error::{StoreError, Text};
 use crate::store::Store;
-use xen_sys::Errno;
+use crate::take::take;
 
 /// The node, relative to the domain's home. Watch it, and call [`take_key`] at every change.
 pub const NODE: &str = "control/sysrq";
@@ -41,24 +41,13 @@ impl Key {
 /// As for a transaction, `EACCES` also where the node is not ours to write. The key has then not been taken, and stands there
 /// still; except as [`take_request`](crate::shutdown::take_request) says.
 pub async fn take_key(store: &Store) -> Result<Option<Key>, StoreError> {
-    store
-        .transaction(async |tx| {
-            let value = match tx.read_bytes(NODE).await {
-                Ok(value) => value,
-                Err(error) if error.is(Errno::ENOENT) => return Ok(None),
-                Err(error) => return Err(error),
-            };
-            let key = Key::parse(&value);
-            if key.is_some() {
-                tx.write(NODE, "").await?;
-            }
-            Ok(key)
-        })
-        .await
+    take(store, NODE, Key::parse).await
 }
 
 #[cfg(test)]
 mod tests {
+    use xen_sys::Errno;
+
     use super::*;
     use crate::error::Cause;
     use crate::fake::{self, Twist, block_on, settle};
