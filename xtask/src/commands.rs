@@ -150,17 +150,17 @@ pub struct Needs {
 /// With what is missing and what to do about it.
 pub fn open(place: PlaceOptions, needs: Needs, session: &Session) -> Result<Box<dyn Host + Send>> {
     match place.on {
-        On::Host if place.host_cpus.is_some() || place.stock_xen => {
-            bail!("--host-cpus and --stock-xen choose what the lab is like; on this machine Xen is as it is")
-        }
+        On::Host if place.shapes_the_lab() => bail!(
+            "--host-cpus, --stock-xen, --sched and --deterministic choose what the lab is like; on this machine Xen is as it is"
+        ),
         On::Host => Ok(Box::new(ThisHost::new()?)),
         On::Lab => {
             let config = LabConfig {
                 host_cpus: place.host_cpus.unwrap_or(lab::USUAL_CPUS),
                 memory: lab::memory_for(needs.vcpus, needs.memory_mib, needs.copies),
                 shadow_xen: needs.log_dirty && !place.stock_xen,
-                xen_args: Vec::new(),
-                deterministic: false,
+                xen_args: place.sched.iter().map(|sched| format!("sched={}", sched.name())).collect(),
+                deterministic: place.deterministic,
                 logs: session.logs.clone(),
             };
             Ok(Box::new(Lab::boot(&config, &session.terminal)?))

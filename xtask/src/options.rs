@@ -7,6 +7,8 @@
 
 use clap::{Args, ValueEnum};
 
+use crate::bench::downtime::Sched;
+
 /// Where the guest runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum On {
@@ -48,6 +50,19 @@ pub struct PlaceOptions {
     /// building Xen takes the first time (about 70 s on two processors) is saved.
     #[arg(long)]
     pub stock_xen: bool,
+    /// Lab only: Xen's scheduler; its default, credit2, where not given.
+    #[arg(long, value_enum)]
+    pub sched: Option<Sched>,
+    /// Lab only: time is instructions executed, one processor at a time: slower, but what else the machine does makes no difference.
+    #[arg(long)]
+    pub deterministic: bool,
+}
+
+impl PlaceOptions {
+    /// Whether anything is asked for that only the lab can be.
+    pub fn shapes_the_lab(&self) -> bool {
+        self.host_cpus.is_some() || self.stock_xen || self.sched.is_some() || self.deterministic
+    }
 }
 
 /// What happens to the logs.

@@ -9,11 +9,13 @@ pub mod record;
 pub mod said;
 pub mod table;
 
+use clap::ValueEnum;
+
 use super::Side;
 use crate::drive::cycles::Kind;
 
 /// Xen's schedulers that guests meet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Sched {
     /// The default since 4.12.
     Credit2,
