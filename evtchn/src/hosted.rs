@@ -228,6 +228,21 @@ impl Fake {
         self.0.fifo.priority(port)
     }
 
+    /// As `EVTCHNOP_set_priority`.
+    ///
+    /// # Errors
+    /// As Xen's.
+    pub fn set_priority(&self, port: PortNr, priority: u32) -> Result<(), Errno> {
+        if !self.0.fifo.is_on() {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        if priority > EVTCHN_FIFO_PRIORITY_MIN || self.channel(port.get()) == Channel::Free {
+            return Err(Errno::EINVAL);
+        }
+        self.0.fifo.set_priority(port.get(), priority as usize);
+        Ok(())
+    }
+
     /// Sets BUSY, or clears it, as Xen does while it links; returns whether the port was masked just then.
     pub fn set_busy(&self, port: u32, busy: bool) -> bool {
         self.0.fifo.set_busy(port, busy)
@@ -293,17 +308,6 @@ impl Hypervisor for Fake {
             Some(Channel::Virq(virq, at)) if !virq.is_per_vcpu() => *at = cpu,
             _ => return Err(Errno::EINVAL),
         }
-        Ok(())
-    }
-
-    fn set_priority(&self, port: PortNr, priority: u32) -> Result<(), Errno> {
-        if !self.0.fifo.is_on() {
-            return Err(Errno::EOPNOTSUPP);
-        }
-        if priority > EVTCHN_FIFO_PRIORITY_MIN || self.channel(port.get()) == Channel::Free {
-            return Err(Errno::EINVAL);
-        }
-        self.0.fifo.set_priority(port.get(), priority as usize);
         Ok(())
     }
 
@@ -383,6 +387,14 @@ impl Binds for Batch {
     fn bind_ipi(&mut self, cpu: CpuId) -> Option<usize> {
         self.push(|xen| xen.allocate(Channel::Ipi(cpu)))
     }
+
+    fn set_priority(&mut self, port: PortNr, priority: u32) -> Option<usize> {
+        self.push(|xen| xen.set_priority(port, priority).map(|()| 0))
+    }
+
+    fn send(&mut self, port: PortNr) -> Option<usize> {
+        self.push(|xen| xen.send(port).map(|()| 0))
+    }
 }
 
 impl Answers<Batch> for Batch {
@@ -457,5 +469,6 @@ pub fn move_to(events: &Events<Fake>, binding: &mut Binding, cpu: CpuId) -> Resu
 pub fn bring_up(events: &Events<Fake>, xen: &Fake) -> Result<(), BindError> {
     let mut batch = Batch::new(xen);
     let plan = events.plan(&masked(), &mut batch)?;
-    events.record(&masked(), xen.flags(percpu::current()), plan, &batch)
+    events.record(&masked(), xen.flags(percpu::current()), plan, &batch)?;
+    events.plan_priority(&masked(), &mut Batch::new(xen)).map(drop)
 }

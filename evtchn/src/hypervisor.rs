@@ -64,11 +64,6 @@ pub trait Hypervisor {
     /// # Errors
     /// Xen's.
     fn bind_vcpu(&self, port: PortNr, cpu: CpuId) -> Result<(), Errno>;
-    /// `EVTCHNOP_set_priority`: later events of the port go to that queue, 0 the first. FIFO ABI only.
-    ///
-    /// # Errors
-    /// Xen's.
-    fn set_priority(&self, port: PortNr, priority: u32) -> Result<(), Errno>;
     /// `EVTCHNOP_close`: the port is free again, and so is not pending.
     ///
     /// # Errors
@@ -76,7 +71,7 @@ pub trait Hypervisor {
     fn close(&self, port: PortNr) -> Result<(), Errno>;
 }
 
-/// A batch that collects requests to bind.
+/// A batch that collects what a CPU asks of Xen when it comes to life.
 pub trait Binds {
     /// Finds the answer to a request for a port again.
     type Token: Copy;
@@ -93,6 +88,11 @@ pub trait Binds {
     fn bind_virq(&mut self, virq: Virq, cpu: CpuId) -> Option<Self::Token>;
     /// Asks for `EVTCHNOP_bind_ipi`. `None` if the batch is full.
     fn bind_ipi(&mut self, cpu: CpuId) -> Option<Self::Token>;
+    /// Asks for `EVTCHNOP_set_priority`: later events of the port go to that queue, 0 the first. FIFO ABI only. `None` if the
+    /// batch is full.
+    fn set_priority(&mut self, port: PortNr, priority: u32) -> Option<Self::Call>;
+    /// Asks for `EVTCHNOP_send`. `None` if the batch is full.
+    fn send(&mut self, port: PortNr) -> Option<Self::Call>;
 }
 
 /// The answers of a batch that has been issued.
@@ -157,10 +157,6 @@ impl Hypervisor for Xen {
         hypercall::evtchn::bind_vcpu(port.get(), cpu.vcpu())
     }
 
-    fn set_priority(&self, port: PortNr, priority: u32) -> Result<(), Errno> {
-        hypercall::evtchn::set_priority(port.get(), priority)
-    }
-
     fn close(&self, port: PortNr) -> Result<(), Errno> {
         hypercall::evtchn::close(port.get())
     }
@@ -197,6 +193,14 @@ impl<const N: usize> Binds for Batch<N> {
 
     fn bind_ipi(&mut self, cpu: CpuId) -> Option<PortToken> {
         Batch::bind_ipi(self, cpu.vcpu()).ok()
+    }
+
+    fn set_priority(&mut self, port: PortNr, priority: u32) -> Option<CallToken> {
+        Batch::set_priority(self, port.get(), priority).ok()
+    }
+
+    fn send(&mut self, port: PortNr) -> Option<CallToken> {
+        Batch::send(self, port.get()).ok()
     }
 }
 

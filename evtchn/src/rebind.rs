@@ -9,7 +9,6 @@
 
 use arrayvec::ArrayVec;
 use percpu::{CpuId, Masked, current};
-use xen_sys::Errno;
 use xen_sys::abi::event_channel::EVTCHN_FIFO_PRIORITY_MAX;
 use xen_sys::abi::xen::VcpuInfo;
 
@@ -17,7 +16,7 @@ use crate::abi::AbiKind;
 use crate::error::BindError;
 use crate::events::Events;
 use crate::hypervisor::{Answers, Binds, Hypervisor};
-use crate::intent::Intent;
+use crate::intent::{Intent, Ipi};
 use crate::port::{Incarnation, Port, PortNr};
 
 /// What a CPU has asked for, and where the answers will be.
@@ -116,11 +115,6 @@ impl<H: Hypervisor> Events<H> {
                 failed = Some(BindError::Fifo { cpu, what: "expand_array", errno });
             }
         }
-        for (intent, nr) in &bound {
-            if let (None, Err(errno)) = (failed, self.prefer(*intent, *nr)) {
-                failed = Some(BindError::Fifo { cpu, what: "set_priority", errno });
-            }
-        }
         if let Some(error) = failed {
             for (_, nr) in bound {
                 // A port that cannot be closed is lost until the domain ends; the first error is the one to report.
@@ -140,12 +134,20 @@ impl<H: Hypervisor> Events<H> {
         Ok(())
     }
 
-    /// With the FIFO ABI, IPIs come before all else: what waits on them waits for other CPUs too, most of all a rendezvous. One
-    /// hypercall; the batch could not carry it, since the port is one of its answers.
-    fn prefer(&self, intent: Intent, nr: PortNr) -> Result<(), Errno> {
-        match (self.abi.kind(), intent) {
-            (AbiKind::Fifo, Intent::Ipi(_)) => self.xen.set_priority(nr, EVTCHN_FIFO_PRIORITY_MAX),
-            _ => Ok(()),
+    /// With the FIFO ABI, asks `batch` to let this CPU's IPIs come before all else: what waits on them waits for other CPUs
+    /// too, most of all a rendezvous. After [`Events::record`], and so not by the same batch: the port is one of its answers.
+    /// `None`: there is nothing to ask for.
+    ///
+    /// # Errors
+    /// `BatchFull`; without it all works, in another order.
+    pub fn plan_priority<B: Binds>(&self, _masked: &Masked, batch: &mut B) -> Result<Option<B::Call>, BindError> {
+        let cpu = current();
+        match (self.abi.kind(), self.cpus.on(cpu).table.port_of_racy(Intent::Ipi(Ipi::Call))) {
+            (AbiKind::Fifo, Some(port)) => {
+                let call = batch.set_priority(port.nr, EVTCHN_FIFO_PRIORITY_MAX);
+                call.map(Some).ok_or(BindError::BatchFull { cpu })
+            }
+            _ => Ok(None),
         }
     }
 }

@@ -11,7 +11,7 @@ use xen_sys::Errno;
 
 use crate::error::SendOutcome;
 use crate::events::Events;
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::{Binds, Hypervisor};
 use crate::intent::{Intent, Ipi};
 use crate::port::{Port, PortNr};
 
@@ -55,6 +55,17 @@ impl<H: Hypervisor> Events<H> {
         self.xen.send_each(ports, |answer| {
             let _ = self.count(answer);
         });
+    }
+
+    /// [`Events::send_ipi`] by `batch`, with the same promise: post first, then this. What becomes of it is told to
+    /// [`Events::sent`]. `None`: the CPU has no port, or the batch is full.
+    pub fn plan_ipi<B: Binds>(&self, target: CpuId, ipi: Ipi, batch: &mut B) -> Option<B::Call> {
+        batch.send(self.ipi_port(target, ipi)?)
+    }
+
+    /// Counts a send that a batch has carried.
+    pub fn sent(&self, answer: Result<(), Errno>) -> SendOutcome {
+        self.count(answer)
     }
 
     /// Forgets an event of `nr`, a port that no table knows: one that is polled (`SCHEDOP_poll`), and masked. Whether

@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use evtchn::hosted::{self, Batch, Channel, Fake, GLOBAL, bring_up, cpu, masked, nr, quiesced};
 use evtchn::{
-    AbiKind, Action, BURST, BindError, Binding, CpuCounts, DeviceError, EndOfEvent, Events, Handlers, Hypervisor,
-    Incarnation, Intent, Ipi, Port, PortKind, Ports, SendOutcome, Unbinding, Upcall, Virq,
+    AbiKind, Action, Answers, BURST, BindError, Binding, CpuCounts, DeviceError, EndOfEvent, Events, Handlers,
+    Hypervisor, Incarnation, Intent, Ipi, Port, PortKind, Ports, SendOutcome, Unbinding, Upcall, Virq,
 };
 use percpu::{CpuId, Masked};
 use xen_sys::Errno;
@@ -41,6 +41,7 @@ with_each_abi! {
     a_port_that_fires_without_end_is_muted_until_the_next_turn,
     a_late_port_waits_for_the_end_of_its_event,
     ipis_come_first,
+    a_batch_carries_the_last_of_a_bring_up,
 }
 
 // What handlers have seen on this thread: the CPU, and a name.
@@ -735,6 +736,37 @@ fn ipis_come_first(abi: AbiKind) {
     upcall(&xen, &events, 0);
     let first = if abi == AbiKind::Fifo { "call" } else { "timer" };
     assert_eq!(seen()[0], (0, first));
+}
+
+fn a_batch_carries_the_last_of_a_bring_up(abi: AbiKind) {
+    let (xen, events) = up(abi, 2);
+    let sent_by = |n| events.counts_racy(cpu(n)).sent;
+    let _on = percpu::hosted::enter(cpu(0));
+    let mut full = Batch::with_room(&xen, 0);
+    assert_eq!(events.plan_ipi(cpu(1), Ipi::Call, &mut full), None);
+    let priority = events.plan_priority(&masked(), &mut full);
+    let mut batch = Batch::new(&xen);
+    match abi {
+        AbiKind::Fifo => {
+            assert_eq!(priority, Err(BindError::BatchFull { cpu: cpu(0) }));
+            let call = events.plan_priority(&masked(), &mut batch).expect("room").expect("it has priorities");
+            assert_eq!(batch.done(call), Ok(()));
+            let ipi = xen.find(Channel::Ipi(cpu(0))).expect("bound");
+            assert_eq!(xen.priority(ipi), 0);
+        }
+        AbiKind::TwoLevel => assert_eq!(priority, Ok(None)),
+    }
+    let before = sent_by(0);
+    let call = events.plan_ipi(cpu(1), Ipi::Call, &mut batch).expect("room");
+    assert_eq!(events.sent(batch.done(call)), SendOutcome::Sent);
+    assert_eq!(sent_by(0), before + 1);
+    seen();
+    upcall(&xen, &events, 1);
+    assert_eq!(seen(), [(1, "call")]);
+    events.detach(&quiesced());
+    xen.restore();
+    hosted::attach(&events, &xen, Ports::Gone);
+    assert_eq!(events.plan_ipi(cpu(1), Ipi::Call, &mut batch), None, "its port was of the last life");
 }
 
 fn an_unbinding_over_a_restore_frees_the_action_for_another_port(abi: AbiKind) {

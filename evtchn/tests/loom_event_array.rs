@@ -58,10 +58,6 @@ impl Hypervisor for Xen {
         self.fake.bind_vcpu(port, cpu)
     }
 
-    fn set_priority(&self, port: PortNr, priority: u32) -> Result<(), Errno> {
-        self.fake.set_priority(port, priority)
-    }
-
     fn close(&self, port: PortNr) -> Result<(), Errno> {
         self.fake.close(port)
     }

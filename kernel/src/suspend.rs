@@ -9,10 +9,10 @@
 //! |---|---|---|---|
 //! | rendezvous, while the others come or go | 1 for each 32 others (rings them), 1 or more (dozes) | 1 (opens the gate; makes it at the first in a life) | 1 (opens the gate) |
 //! | quiesced, while all wait | 1 (unmap `shared_info`) | 3 (map it, place `vcpu_info`, ask for the machine's size) | 1 (map it) |
-//! | released, in parallel with the others | | 1 (bind), 1 (roll call), 3 for each device port | 1 (timer), 1 (roll call) |
-//! | unmasking, where an upcall is pending | 1 | 1 | 1 |
+//! | released, in parallel with the others | | 2 (bind; timer and roll call), 3 for each device port | 1 (timer and roll call) |
 //!
-//! After `Continued` every other vcpu makes the two of the row *released*, in parallel, and nothing else; two words of `start_info` are
+//! Every other vcpu makes those of the row *released*, in parallel, but for the device ports, and no other before its first task. So what
+//! vcpu 0 does alone does not depend on their number, but for Xen's way to the pollers that the gate wakes. After `Continued` two words of `start_info` are
 //! put back, and vcpu 0's vector registers where they are in use (`vector`). A whole checkpoint, from the request to the figures in
 //! `data/stasis`, writes to 22 pages with 4 vcpus, and a restore to as many (`cargo xtask dirty-pages`).
 
@@ -151,6 +151,7 @@ fn run() -> Result<Report, Abort> {
         devices::connect();
         trace::mark(&masked, Mark::Connected);
     }
+    cpus::take_what_came(&masked);
     Ok(Report {
         outcome,
         suspended_ns: sequence.before.guest_ns,

@@ -75,6 +75,12 @@ impl<D: Delivery> Mail<D> {
         self.ring_if_first(cpu, posted);
     }
 
+    /// [`Mail::post`] by who rings for itself: whether `cpu` is to be rung.
+    #[must_use = "a CPU that is not rung does not look"]
+    pub fn post_unrung(&self, cpu: CpuId, kind: Kind) -> bool {
+        self.inboxes.on(cpu).post(kind) == Posted::First
+    }
+
     /// Has `cpu` run `work(argument)` in its upcall. Does not wait.
     ///
     /// # Errors
@@ -226,6 +232,17 @@ mod tests {
             kinds,
             [[Kind::Reschedule, Kind::Alive].into_iter().collect(), Kinds::from_iter([Kind::Rendezvous])]
         );
+    }
+
+    #[test]
+    fn who_rings_for_itself_is_told_when_to() {
+        let (mail, _on) = kernel(2);
+        assert!(mail.post_unrung(cpu(1), Kind::Alive));
+        assert!(!mail.post_unrung(cpu(1), Kind::Reschedule), "who was first rings");
+        mail.post(cpu(1), Kind::Alive);
+        assert!(rings(&mail).is_empty());
+        let down = Mail::of_cpus_down(1, Noted::default());
+        assert!(!down.post_unrung(CpuId::BOOT, Kind::Alive));
     }
 
     #[test]

@@ -41,15 +41,14 @@ pub enum TakeOver {
 /// A step of every CPU after the release.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum EachCpu {
-    /// In one multicall: own `vcpu_info` (vCPU 0 has it), runstate area, periodic timer stopped, virqs and IPIs bound,
-    /// timer set. Then the IPI port is published.
+    /// In one multicall: own `vcpu_info` (vCPU 0 has it), runstate area, periodic timer stopped, virqs and IPIs bound.
+    /// Then the ports are published.
     Bind,
-    /// The timer is set, to fire at once. Nothing else was lost.
-    SetTimer,
     /// One look into the inbox. In a new domain events of what was posted before are lost; in the same one an IPI of
     /// the last roll call may still lie there, and would pass for one of the next.
     ServeInbox,
-    /// `RollCall::restored`. Upcalls are unmasked after it.
+    /// `RollCall::restored`. In one multicall: the timer is set, to fire at once, and whoever is to have an IPI is sent it.
+    /// What has come by then is taken; upcalls are unmasked after it.
     JoinRollCall,
 }
 
@@ -88,11 +87,8 @@ pub const RESUMED: [Row<EachCpu>; 3] = [
 ];
 
 /// Every CPU, in the domain that it was in before.
-pub const CONTINUED: [Row<EachCpu>; 3] = [
-    Row { step: EachCpu::SetTimer, needs: &[] },
-    Row { step: EachCpu::ServeInbox, needs: &[] },
-    Row { step: EachCpu::JoinRollCall, needs: &[EachCpu::SetTimer, EachCpu::ServeInbox] },
-];
+pub const CONTINUED: [Row<EachCpu>; 2] =
+    [Row { step: EachCpu::ServeInbox, needs: &[] }, Row { step: EachCpu::JoinRollCall, needs: &[EachCpu::ServeInbox] }];
 
 #[cfg(all(test, not(loom)))]
 mod tests {

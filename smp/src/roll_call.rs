@@ -376,7 +376,7 @@ mod tests {
 
         fn each_cpu(&self, step: EachCpu, masked: &Masked) -> Result<(), ()> {
             match step {
-                EachCpu::Bind | EachCpu::SetTimer => {}
+                EachCpu::Bind => {}
                 EachCpu::ServeInbox => self.serve(masked),
                 EachCpu::JoinRollCall => self.roll_call.restored(percpu::current(), |to| self.post(to)),
             }

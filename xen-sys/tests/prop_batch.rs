@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 use xen_sys::{
     Errno,
-    abi::event_channel::{EvtchnBindIpi, EvtchnBindVirq, EvtchnSend},
+    abi::event_channel::{EvtchnBindIpi, EvtchnBindVirq, EvtchnSend, EvtchnSetPriority},
     abi::xen::{__HYPERVISOR_event_channel_op, MulticallEntry},
     hypercall::{Batch, BatchFull, CallToken, PortToken},
 };
@@ -16,6 +16,7 @@ enum Op {
     BindVirq { virq: u32, vcpu: u32 },
     BindIpi { vcpu: u32 },
     Send { port: u32 },
+    SetPriority { port: u32, priority: u32 },
     SetTimer { deadline_ns: u64 },
     StopPeriodic { vcpu: u32 },
 }
@@ -31,6 +32,7 @@ fn op() -> impl Strategy<Value = Op> {
         (any::<u32>(), any::<u32>()).prop_map(|(virq, vcpu)| Op::BindVirq { virq, vcpu }),
         any::<u32>().prop_map(|vcpu| Op::BindIpi { vcpu }),
         any::<u32>().prop_map(|port| Op::Send { port }),
+        (any::<u32>(), any::<u32>()).prop_map(|(port, priority)| Op::SetPriority { port, priority }),
         any::<u64>().prop_map(|deadline_ns| Op::SetTimer { deadline_ns }),
         any::<u32>().prop_map(|vcpu| Op::StopPeriodic { vcpu }),
     ]
@@ -41,6 +43,7 @@ fn push(batch: &mut Batch<CAPACITY>, op: Op) -> Result<Token, BatchFull> {
         Op::BindVirq { virq, vcpu } => batch.bind_virq(virq, vcpu).map(Token::Port),
         Op::BindIpi { vcpu } => batch.bind_ipi(vcpu).map(Token::Port),
         Op::Send { port } => batch.send(port).map(Token::Call),
+        Op::SetPriority { port, priority } => batch.set_priority(port, priority).map(Token::Call),
         Op::SetTimer { deadline_ns } => batch.set_timer(deadline_ns).map(Token::Call),
         Op::StopPeriodic { vcpu } => batch.stop_periodic_timer(vcpu).map(Token::Call),
     }
@@ -72,6 +75,11 @@ fn serve(entry: &mut MulticallEntry, result: i64, port: u32) -> Op {
             // SAFETY: likewise for a send.
             let op = unsafe { &*argument::<EvtchnSend>(entry) };
             Op::Send { port: op.port }
+        }
+        (__HYPERVISOR_event_channel_op, 13) => {
+            // SAFETY: likewise for a set_priority.
+            let op = unsafe { &*argument::<EvtchnSetPriority>(entry) };
+            Op::SetPriority { port: op.port, priority: op.priority }
         }
         (15, deadline_ns) => Op::SetTimer { deadline_ns },
         (24, 7) => Op::StopPeriodic { vcpu: u32::try_from(entry.args[1]).expect("a vcpu is 32 bits") },

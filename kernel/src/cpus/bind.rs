@@ -1,7 +1,10 @@
-//! What a vcpu does for itself, at bring-up and again after every restore, in one hypercall: place its `vcpu_info`, register its
-//! runstate area, stop the 100 Hz tick, bind its virqs and its IPI, and fire its timer.
+//! What a vcpu does for itself, at bring-up and again after every restore, in two hypercalls: one that places its `vcpu_info`, registers
+//! its runstate area, stops the 100 Hz tick, and binds its virqs and its IPI; and one that fires its timer and sends the
+//! roll call's IPI. What has come when it is back is taken while upcalls are still masked ([`take_what_came`]), so that
+//! unmasking them costs none. So another vcpu makes two before it runs its first task, with either ABI; with FIFO, the first
+//! to have a port beyond the event pages makes one more for each 1024 ports. After `Continued` it makes the second alone.
 //!
-//! | call of the batch | at boot | after a restore | restores |
+//! | call of the first | at boot | after a restore | restores |
 //! |---|---|---|---|
 //! | register `vcpu_info` | vcpu 0 only; others were placed while down | every vcpu but 0, which needs its clock earlier | upcall flags, clock |
 //! | refresh the clock | with it: vcpu 0 only | with it: every vcpu but 0, which does so earlier | the clock: a record that has just been placed may be empty or the old host's, and Xen fills it when it next schedules the vcpu, or when the secondary time area is set, here to none |
@@ -9,7 +12,12 @@
 //! | stop the periodic timer | every vcpu | every vcpu | quiet |
 //! | place the control block, with the FIFO ABI | every vcpu but 0, for which it switches the domain | the same | its queues |
 //! | bind virqs and IPI | every vcpu | every vcpu | its ports |
-//! | fire the timer | every vcpu | every vcpu | proof that it works; the executor then arms what it wants |
+//!
+//! | call of the second | when | for |
+//! |---|---|---|
+//! | fire the timer | always | proof that it works; the executor then arms what it wants. With FIFO an event that comes before its port is unmasked costs a hypercall, so this comes after |
+//! | priority of the IPI, with the FIFO ABI | in a new domain | IPIs come first; the port must be known |
+//! | send to the one before in line | always, but for the first | the roll call |
 //!
 //! Turned down: binding for all from vcpu 0 (a loop in which all others wait); a secondary time area (it repeats what
 //! `vcpu_info` holds); waiting for a refreshed clock (up to a second).
@@ -17,7 +25,7 @@
 use core::fmt;
 use core::ptr;
 
-use evtchn::BindError;
+use evtchn::{BindError, Ipi};
 use percpu::{Area, CpuId, Masked};
 use smp::bring_up::VcpuInfoPlace;
 use smp::order::EachCpu;
@@ -25,14 +33,16 @@ use smp::suspend::{CpuSteps, restore_cpu};
 use smp::trace::Mark;
 use smp::{Kind, Outcome, Progress};
 use xen_sys::Errno;
-use xen_sys::hypercall::misc::set_timer_op;
 use xen_sys::hypercall::{Batch, CallToken, Results};
 
+use super::gate::Gate;
 use super::{get, mail};
 use crate::{events, memory, time, timer, trace, wait};
 
-/// `vcpu_info`, clock, runstate, tick, control block, timer, two virqs and an IPI.
-const CALLS: usize = 9;
+/// `vcpu_info`, clock, runstate, tick, control block, two virqs and an IPI.
+const CALLS: usize = 8;
+
+const ROOM: &str = "the batch has room for all";
 
 /// A deadline that is past: 1 ns after the host booted. 0 would mean "no timer".
 const AT_ONCE: u64 = 1;
@@ -74,23 +84,20 @@ impl fmt::Display for CpuError {
     }
 }
 
-/// Does all of the table above for this CPU. Costs one hypercall. Context: upcalls masked; takes no lock, allocates nothing.
+/// Does all of the first table above for this CPU. Costs one hypercall. Context: upcalls masked; takes no lock, allocates nothing.
 ///
 /// # Errors
 /// The first call that Xen refused; the others have been done.
 fn bind_this_cpu(masked: &Masked, placed: Placed) -> Result<(), CpuError> {
     let area = percpu::area();
     let vcpu = percpu::current().vcpu();
-    let room = "the batch has room for all";
     let mut batch = Batch::<CALLS>::new();
     let placing = if placed == Placed::No { push_placing(&mut batch) } else { [None, None] };
     let runstate = (&raw const area.runstate).cast_mut();
     // SAFETY: the area is in the image or the direct map, which every root has, and never freed (AR1).
-    let runstate = unsafe { batch.register_runstate(vcpu, runstate) }.expect(room);
-    let tick = batch.stop_periodic_timer(vcpu).expect(room);
+    let runstate = unsafe { batch.register_runstate(vcpu, runstate) }.expect(ROOM);
+    let tick = batch.stop_periodic_timer(vcpu).expect(ROOM);
     let plan = events::get().plan(masked, &mut batch).map_err(CpuError::Bind)?;
-    // Nothing is lost if it fires before the port is unmasked.
-    let fire = batch.set_timer(AT_ONCE).expect(room);
 
     let results = batch.issue().map_err(|errno| CpuError::Call { what: "multicall", errno })?;
     let [info, clock] = placing;
@@ -101,12 +108,40 @@ fn bind_this_cpu(masked: &Masked, placed: Placed) -> Result<(), CpuError> {
             ("register_vcpu_time_memory_area", clock),
             ("register_runstate_memory_area", Some(runstate)),
             ("stop_periodic_timer", Some(tick)),
-            ("set_timer_op", Some(fire)),
         ],
     )?;
-    events::get().record(masked, &area.vcpu_info, plan, &results).map_err(CpuError::Bind)?;
+    events::get().record(masked, &area.vcpu_info, plan, &results).map_err(CpuError::Bind)
+}
+
+/// Does all of the second table above. Costs one hypercall. Context: as before, when the inbox has been served.
+///
+/// # Errors
+/// As before, but for the send, which is counted.
+fn join_roll_call(masked: &Masked, outcome: Outcome) -> Result<(), CpuError> {
+    let mut batch = Batch::<3>::new();
     timer::forget_armed(masked);
+    let fire = batch.set_timer(AT_ONCE).expect(ROOM);
+    let priority = match outcome {
+        Outcome::Resumed => events::get().plan_priority(masked, &mut batch).map_err(CpuError::Bind)?,
+        Outcome::Continued | Outcome::Cancelled => None,
+    };
+    let mut ask = None;
+    get().roll_call.restored(percpu::current(), |cpu| {
+        if mail().post_unrung(cpu, Kind::Alive) {
+            ask = events::get().plan_ipi(cpu, Ipi::Call, &mut batch);
+        }
+    });
+    let results = batch.issue().map_err(|errno| CpuError::Call { what: "multicall", errno })?;
+    check(&results, [("set_timer_op", Some(fire)), ("set_priority", priority)])?;
+    if let Some(ask) = ask {
+        let _ = events::get().sent(results.get(ask).map(drop));
+    }
     Ok(())
+}
+
+/// Takes the events that have come for this CPU, as an upcall would that struck now. Context: masked, in a task or parked.
+pub(crate) fn take_what_came(masked: &Masked) {
+    smp::Gate::take_events(&Gate, masked);
 }
 
 /// Places this CPU's `vcpu_info` and fills its clock record: all that vcpu 0 needs to tell the time after a restore. One hypercall.
@@ -121,13 +156,12 @@ pub(crate) fn place_vcpu_info(_masked: &Masked) -> Result<(), CpuError> {
 }
 
 fn push_placing<const N: usize>(batch: &mut Batch<N>) -> [Option<CallToken>; 2] {
-    let room = "the batch has room for all";
     let vcpu = percpu::current().vcpu();
     let VcpuInfoPlace { mfn, offset } = vcpu_info_place(percpu::area());
     // SAFETY: the area is reached through shared references only and is never freed (AR1).
-    let info = unsafe { batch.register_vcpu_info(vcpu, mfn, offset) }.expect(room);
+    let info = unsafe { batch.register_vcpu_info(vcpu, mfn, offset) }.expect(ROOM);
     // SAFETY: there is no area.
-    let clock = unsafe { batch.register_time(vcpu, ptr::null_mut()) }.expect(room);
+    let clock = unsafe { batch.register_time(vcpu, ptr::null_mut()) }.expect(ROOM);
     [Some(info), Some(clock)]
 }
 
@@ -155,7 +189,7 @@ pub(super) fn vcpu_info_place(area: &Area) -> VcpuInfoPlace {
 /// # Panics
 /// If Xen refuses: this vcpu can neither run nor say so in any better way.
 pub(crate) fn restore_this_cpu(masked: &Masked, outcome: Outcome, placed: Placed) {
-    if let Err(failed) = restore_cpu(&ThisCpu { placed }, outcome, masked) {
+    if let Err(failed) = restore_cpu(&ThisCpu { placed, outcome }, outcome, masked) {
         panic!("vcpu {}: {failed}", percpu::current());
     }
 }
@@ -168,6 +202,7 @@ pub(super) fn first_life(masked: &Masked) {
 
 struct ThisCpu {
     placed: Placed,
+    outcome: Outcome,
 }
 
 impl CpuSteps for ThisCpu {
@@ -176,19 +211,15 @@ impl CpuSteps for ThisCpu {
     fn each_cpu(&self, step: EachCpu, masked: &Masked) -> Result<(), CpuError> {
         match step {
             EachCpu::Bind => bind_this_cpu(masked, self.placed)?,
-            EachCpu::SetTimer => {
-                timer::forget_armed(masked);
-                set_timer_op(AT_ONCE).map_err(|errno| CpuError::Call { what: "set_timer_op", errno })?;
-            }
             EachCpu::ServeInbox => mail().serve(masked),
-            EachCpu::JoinRollCall => get().roll_call.restored(percpu::current(), ask_to_answer),
+            EachCpu::JoinRollCall => join_roll_call(masked, self.outcome)?,
         }
         trace::mark(masked, Mark::restored(step));
         Ok(())
     }
 }
 
-/// Sends the roll call's IPI.
+/// Sends the IPI of who comes last, which nobody is left to send.
 fn ask_to_answer(cpu: CpuId) {
     mail().post(cpu, Kind::Alive);
 }

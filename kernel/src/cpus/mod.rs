@@ -26,7 +26,7 @@ use xen_sys::primitive::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use crate::{events, time, trace};
 
-pub(crate) use bind::{CpuError, Placed, all_alive, place_vcpu_info, restore_this_cpu};
+pub(crate) use bind::{CpuError, Placed, all_alive, place_vcpu_info, restore_this_cpu, take_what_came};
 pub(crate) use bring_up::{count, online, start_boot_cpu, start_others};
 pub(crate) use hotplug::{bring_up, changes, is_up, leave, nr_up, take_down};
 pub(crate) use laggards::Laggards;

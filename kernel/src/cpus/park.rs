@@ -40,6 +40,7 @@ fn park() -> AfterPark {
     let parked = get().rendezvous.park(&masked, &Gate, &get().mail);
     trace::mark(&masked, Mark::Released);
     bind::restore_this_cpu(&masked, parked.outcome(), Placed::No);
+    bind::take_what_came(&masked);
     percpu::area().set_parked(false);
     drop(parked);
     if get().hotplug.is_leaving() { AfterPark::Leave } else { AfterPark::Back }

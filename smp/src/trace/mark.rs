@@ -73,8 +73,6 @@ pub enum Mark {
     Released,
     /// [`EachCpu::Bind`] is done.
     Bound,
-    /// [`EachCpu::SetTimer`] is done.
-    TimerSet,
     /// [`EachCpu::ServeInbox`] is done.
     InboxServed,
     /// [`EachCpu::JoinRollCall`] is done.
@@ -94,7 +92,7 @@ pub enum Mark {
 }
 
 /// Every mark, and what it is called in lines of the console, where `_ns` follows.
-const NAMES: [(Mark, &str); 38] = [
+const NAMES: [(Mark, &str); 37] = [
     (Mark::Asked, "asked"),
     (Mark::Answered, "answered"),
     (Mark::Quiet, "quiet"),
@@ -124,7 +122,6 @@ const NAMES: [(Mark, &str); 38] = [
     (Mark::AllReleased, "all_released"),
     (Mark::Released, "released"),
     (Mark::Bound, "bound"),
-    (Mark::TimerSet, "timer_set"),
     (Mark::InboxServed, "inbox_served"),
     (Mark::Joined, "joined"),
     (Mark::Connected, "connected"),
@@ -204,7 +201,6 @@ impl Mark {
     pub fn restored(step: EachCpu) -> Mark {
         match step {
             EachCpu::Bind => Mark::Bound,
-            EachCpu::SetTimer => Mark::TimerSet,
             EachCpu::ServeInbox => Mark::InboxServed,
             EachCpu::JoinRollCall => Mark::Joined,
         }
@@ -239,7 +235,7 @@ impl Mark {
             | Mark::EventsAttached
             | Mark::AllReleased => Stage::TakeOver,
             Mark::Released => Stage::Notice,
-            Mark::Bound | Mark::TimerSet | Mark::InboxServed | Mark::Joined => Stage::Restore,
+            Mark::Bound | Mark::InboxServed | Mark::Joined => Stage::Restore,
             Mark::Connected | Mark::Thawed => Stage::Connect,
             Mark::Timer | Mark::Ipi | Mark::AllAlive => Stage::Prove,
             Mark::FirstTask => Stage::Resume,

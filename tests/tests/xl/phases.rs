@@ -79,7 +79,7 @@ fn check(told: &Timeline, kind: Kind, done: &Suspend) -> Result<()> {
     ensure!(told.outcome == outcome, "outcome={}", told.outcome);
     let vcpus: Vec<u32> = told.lanes.iter().map(|lane| lane.vcpu).collect();
     ensure!(vcpus.iter().copied().eq(0..VCPUS), "vCPUs {vcpus:?}");
-    let own = if kind.continues() { Mark::TimerSet } else { Mark::Bound };
+    let own = if kind.continues() { Mark::InboxServed } else { Mark::Bound };
     for lane in &told.lanes {
         let all_of_it = || format!("vCPU {}", lane.vcpu);
         let before: Vec<Mark> = match (lane.vcpu, kind.continues()) {

@@ -17,8 +17,8 @@ use super::{address_of, multicall};
 use crate::Errno;
 use crate::abi::GuestHandle;
 use crate::abi::event_channel::{
-    EVTCHNOP_bind_ipi, EVTCHNOP_bind_virq, EVTCHNOP_init_control, EVTCHNOP_send, EvtchnBindIpi, EvtchnBindVirq,
-    EvtchnInitControl, EvtchnSend,
+    EVTCHNOP_bind_ipi, EVTCHNOP_bind_virq, EVTCHNOP_init_control, EVTCHNOP_send, EVTCHNOP_set_priority, EvtchnBindIpi,
+    EvtchnBindVirq, EvtchnInitControl, EvtchnSend, EvtchnSetPriority,
 };
 use crate::abi::vcpu::{
     VCPUOP_register_runstate_memory_area, VCPUOP_register_vcpu_info, VCPUOP_register_vcpu_time_memory_area,
@@ -35,6 +35,7 @@ enum Call {
     BindVirq(EvtchnBindVirq),
     BindIpi(EvtchnBindIpi),
     Send(EvtchnSend),
+    SetPriority(EvtchnSetPriority),
     InitControl(EvtchnInitControl),
     RegisterVcpuInfo { vcpu: u32, op: VcpuRegisterVcpuInfo },
     RegisterRunstate { vcpu: u32, op: VcpuRegisterRunstateMemoryArea },
@@ -53,6 +54,7 @@ impl Call {
             Self::BindVirq(a) => event_channel_op(EVTCHNOP_bind_virq, address_of(a)),
             Self::BindIpi(a) => event_channel_op(EVTCHNOP_bind_ipi, address_of(a)),
             Self::Send(a) => event_channel_op(EVTCHNOP_send, address_of(a)),
+            Self::SetPriority(a) => event_channel_op(EVTCHNOP_set_priority, address_of(a)),
             Self::InitControl(a) => event_channel_op(EVTCHNOP_init_control, address_of(a)),
             Self::RegisterVcpuInfo { vcpu, op } => vcpu_op(VCPUOP_register_vcpu_info, *vcpu, address_of(op)),
             Self::RegisterRunstate { vcpu, op } => vcpu_op(VCPUOP_register_runstate_memory_area, *vcpu, address_of(op)),
@@ -163,6 +165,13 @@ impl<const N: usize> Batch<N> {
     /// No place left.
     pub fn send(&mut self, port: u32) -> Result<CallToken, BatchFull> {
         self.push(Call::Send(EvtchnSend { port })).map(CallToken)
+    }
+
+    /// Adds [`evtchn::set_priority`](super::evtchn::set_priority).
+    /// # Errors
+    /// No place left.
+    pub fn set_priority(&mut self, port: u32, priority: u32) -> Result<CallToken, BatchFull> {
+        self.push(Call::SetPriority(EvtchnSetPriority { port, priority })).map(CallToken)
     }
 
     /// Adds [`vcpu::register_vcpu_info`](super::vcpu::register_vcpu_info).

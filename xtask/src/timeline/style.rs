@@ -57,7 +57,6 @@ fn of(mark: Mark) -> Look {
         Mark::AllReleased => ("others released", "#0f4f2b"),
         Mark::Released => ("released, not yet aware", "#e5484d"),
         Mark::Bound => ("own vcpu_info and ports bound", "#1d5fd1"),
-        Mark::TimerSet => ("timer set", "#1d5fd1"),
         Mark::InboxServed => ("inbox served", "#5a96f2"),
         Mark::Joined => ("roll call joined", "#8fbcf9"),
         Mark::Connected => ("console and xenstore bound", "#0b7285"),
