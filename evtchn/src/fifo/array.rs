@@ -35,6 +35,9 @@ pub(crate) struct EventPage {
 const _: () = assert!(size_of::<EventPage>() == 4096, "Xen takes pages");
 
 impl EventPage {
+    // A page that is made on the stack takes 20 KiB of it with it: not of each who looks whether there is one, deep in a resume.
+    #[cold]
+    #[inline(never)]
     fn new() -> Box<EventPage> {
         Box::new(EventPage { words: core::array::from_fn(|_| EventWord::new()) })
     }
