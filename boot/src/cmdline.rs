@@ -64,6 +64,17 @@ pub enum Trace {
     Suspend,
 }
 
+/// Who binds a vcpu's virqs and IPIs after a restore, `resume=`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// `parallel`: each its own, by one multicall.
+    Parallel,
+    /// `batched`: vcpu 0 for all others, by few multicalls, before it releases them.
+    Batched,
+    /// `serial`: vcpu 0 for all others, call by call.
+    Serial,
+}
+
 /// The command line, parsed. Texts borrow from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cmdline<'a> {
@@ -81,6 +92,8 @@ pub struct Cmdline<'a> {
     pub log: LogLevel,
     /// `trace=`
     pub trace: Trace,
+    /// `resume=`; the default is what measures better.
+    pub resume: Resume,
     /// `seed=`: what a workload draws at random follows from it.
     pub seed: u64,
     text: &'a str,
@@ -131,7 +144,8 @@ fn names<'a>(key: &'a str, value: &'a str, expected: &'static str, list: bool) -
 }
 
 impl<'a> Cmdline<'a> {
-    const KEYS: [&'static str; 8] = ["evtchn", "workload", "suspend", "test", "bench", "log", "trace", "seed"];
+    const KEYS: [&'static str; 9] =
+        ["evtchn", "workload", "suspend", "test", "bench", "log", "trace", "resume", "seed"];
 
     /// Parses `text`.
     ///
@@ -146,6 +160,7 @@ impl<'a> Cmdline<'a> {
             bench: None,
             log: LogLevel::Info,
             trace: Trace::Keep,
+            resume: Resume::Parallel,
             seed: 0,
             text,
         };
@@ -183,6 +198,11 @@ impl<'a> Cmdline<'a> {
                     let choices = [("off", Trace::Off), ("keep", Trace::Keep), ("suspend", Trace::Suspend)];
                     line.trace = choose(key, value, "off|keep|suspend", &choices)?;
                 }
+                "resume" => {
+                    let choices =
+                        [("parallel", Resume::Parallel), ("batched", Resume::Batched), ("serial", Resume::Serial)];
+                    line.resume = choose(key, value, "parallel|batched|serial", &choices)?;
+                }
                 "seed" => {
                     line.seed = value.parse().map_err(|_| BadValue { key, value, expected: "NUMBER" })?;
                 }
@@ -211,15 +231,16 @@ mod tests {
         let line = Cmdline::parse(" \t ").expect("nothing to misunderstand");
         assert_eq!((line.workload, line.log, line.test), (Workload::Idle, LogLevel::Info, None));
         assert_eq!((line.suspend, line.trace, line.seed), (SuspendVia::Xenstore, Trace::Keep, 0));
+        assert_eq!(line.resume, Resume::Parallel);
     }
 
     #[test]
     fn every_key() {
-        let text = "evtchn=fifo workload=heartbeat suspend=evtchn test=ipi-ring bench=null,event_self log=debug trace=off seed=18446744073709551615";
+        let text = "evtchn=fifo workload=heartbeat suspend=evtchn test=ipi-ring bench=null,event_self log=debug trace=off resume=serial seed=18446744073709551615";
         let line = Cmdline::parse(text).expect("well formed");
         assert_eq!((line.abi, line.workload, line.suspend), (Abi::Fifo, Workload::Heartbeat, SuspendVia::Evtchn));
         assert_eq!((line.test, line.bench, line.log), (Some("ipi-ring"), Some("null,event_self"), LogLevel::Debug));
-        assert_eq!((line.trace, line.seed), (Trace::Off, u64::MAX));
+        assert_eq!((line.trace, line.resume, line.seed), (Trace::Off, Resume::Serial, u64::MAX));
         assert_eq!(line.unknown_keys().count(), 0);
     }
 
@@ -242,6 +263,7 @@ mod tests {
             ("test=", "test"),
             ("test=a,b", "test"),
             ("trace=on", "trace"),
+            ("resume=fast", "resume"),
             ("seed=-1", "seed"),
             ("seed=18446744073709551616", "seed"),
             ("bench=a,,b", "bench"),

@@ -19,7 +19,7 @@ pub mod image;
 #[cfg(target_os = "none")]
 mod notes;
 
-pub use cmdline::{Abi, BadValue, Cmdline, LogLevel, SuspendVia, Trace, Workload};
+pub use cmdline::{Abi, BadValue, Cmdline, LogLevel, Resume, SuspendVia, Trace, Workload};
 pub use info::{BootInfo, CmdlineText, RingFrames, StartInfoError};
 
 #[cfg(target_os = "none")]

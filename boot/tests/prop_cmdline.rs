@@ -2,7 +2,7 @@
 
 #![cfg(not(miri))] // No unsafe code behind it, and the strategies take the interpreter a minute.
 
-use boot::{Abi, Cmdline, LogLevel, Workload};
+use boot::{Abi, Cmdline, LogLevel, Resume, Workload};
 use proptest::prelude::*;
 
 const CASES: u32 = 512;
@@ -15,6 +15,7 @@ fn word() -> impl Strategy<Value = String> {
         Just("test".to_owned()),
         Just("bench".to_owned()),
         Just("log".to_owned()),
+        Just("resume".to_owned()),
         Just("seed".to_owned()),
         "[a-z=]{0,6}",
     ];
@@ -25,6 +26,7 @@ fn word() -> impl Strategy<Value = String> {
         Just("heartbeat".to_owned()),
         Just("blackout".to_owned()),
         Just("xenstore".to_owned()),
+        Just("batched".to_owned()),
         Just("warn".to_owned()),
         "[a-z0-9_,=-]{0,6}",
     ];
@@ -46,6 +48,7 @@ fn takes(key: &str, value: &str) -> Option<bool> {
         "evtchn" => ["2l", "fifo"].contains(&value),
         "workload" => ["idle", "heartbeat", "blackout"].contains(&value),
         "suspend" => ["xenstore", "evtchn"].contains(&value),
+        "resume" => ["parallel", "batched", "serial"].contains(&value),
         "seed" => value.parse::<u64>().is_ok(),
         "log" => ["error", "warn", "info", "debug"].contains(&value),
         "test" => is_name(value),
@@ -75,6 +78,7 @@ proptest! {
                 prop_assert_eq!(line.workload == Workload::Heartbeat, last("workload") == Some("heartbeat"));
                 prop_assert_eq!(line.workload == Workload::Blackout, last("workload") == Some("blackout"));
                 prop_assert_eq!(line.log == LogLevel::Warn, last("log") == Some("warn"));
+                prop_assert_eq!(line.resume == Resume::Batched, last("resume") == Some("batched"));
             }
             (parsed, bad) => prop_assert!(false, "{parsed:?}, but {bad:?}"),
         }

@@ -3,7 +3,7 @@
 //! Each CPU does it for itself, so in a resume all of them work at the same time and write nothing but their own
 //! lines. It has two halves with a hypercall of the caller's between them: [`Events::plan`] puts the requests into a
 //! batch, which may carry more that this vcpu needs, and [`Events::record`] takes the ports out of the answers.
-//! Binding everything from vCPU 0 was turned down: that is a loop over all vcpus in which all others wait.
+//! Whether the batch asks Xen for a port, or has one that another CPU was given for this one, is the batch's affair.
 //!
 //! Context: task or entry code of the CPU in question, upcalls masked. No lock, no allocation.
 
@@ -29,6 +29,11 @@ pub struct Plan<B: Binds> {
 }
 
 impl<H: Hypervisor> Events<H> {
+    /// What `cpu` wants bound in every life of the domain.
+    pub fn intents(&self, cpu: CpuId) -> impl Iterator<Item = Intent> {
+        self.handlers.intents(cpu)
+    }
+
     /// Forgets this CPU's ports and asks `batch` to bind all of its intents.
     ///
     /// The CPU's `vcpu_info` must be registered by the time that the batch binds; the same batch may do it first.

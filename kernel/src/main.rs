@@ -37,6 +37,9 @@ mod dump;
 mod events;
 #[cfg(target_os = "none")]
 mod executor;
+#[cfg(any(test, target_os = "none"))]
+#[cfg_attr(not(target_os = "none"), expect(dead_code, reason = "the image uses all of it, the host tests a part"))]
+mod given;
 #[cfg(target_os = "none")]
 mod heap;
 #[cfg(target_os = "none")]

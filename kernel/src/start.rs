@@ -75,7 +75,7 @@ unsafe extern "C" fn stasis_main(start_info: *const StartInfo, builder_stack_top
     executor::init(nr);
     timer::init(nr);
     trace::init(nr, cmdline.trace);
-    cpus::start_boot_cpu(nr, start_info::page().shared_info_maddr(), entered_tsc);
+    cpus::start_boot_cpu(nr, cmdline.resume, start_info::page().shared_info_maddr(), entered_tsc);
     say_boot(text, nr, info.nr_pages, &cmdline);
     if rings.is_some() {
         devices::connect();

@@ -8,7 +8,7 @@
 //! | hypercalls on vcpu 0, but for the suspend itself | before it | after `Resumed` | after `Continued` |
 //! |---|---|---|---|
 //! | rendezvous, while the others come or go | 1 for each 32 others (rings them), 1 or more (dozes) | 1 (opens the gate; makes it at the first in a life) | 1 (opens the gate) |
-//! | quiesced, while all wait | 1 (unmap `shared_info`) | 3 (map it, place `vcpu_info`, ask for the machine's size) | 1 (map it) |
+//! | quiesced, while all wait | 1 (unmap `shared_info`) | 3 (map it, place `vcpu_info`, ask for the machine's size), and what `resume=` says (none in `parallel`) | 1 (map it) |
 //! | released, in parallel with the others | | 2 (bind; timer and roll call), 3 for each device port | 1 (timer and roll call) |
 //!
 //! Every other vcpu makes those of the row *released*, in parallel, but for the device ports, and no other before its first task. So what
@@ -281,6 +281,7 @@ impl Steps for Sequence {
             }
             TakeOver::PublishP2m => memory::publish_p2m(&shared_info().arch).map_err(StepError::Memory)?,
             TakeOver::AttachEvents => Sequence::attach(others, Ports::Gone)?,
+            TakeOver::BindForOthers => cpus::bind_for_others(others).map_err(StepError::Cpu)?,
         }
         trace::mark(masked, Mark::took_over(step));
         Ok(())

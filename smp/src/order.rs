@@ -36,6 +36,8 @@ pub enum TakeOver {
     PublishP2m,
     /// The demultiplexer takes the new page; every old port means nothing from here on.
     AttachEvents,
+    /// Where vCPU 0 is to do so: the others' virqs and IPIs are bound for them, masked. By itself each binds its own, later.
+    BindForOthers,
 }
 
 /// A step of every CPU after the release.
@@ -70,13 +72,14 @@ pub const PREPARE: [Row<Prepare>; 4] = [
 ];
 
 /// In a new domain.
-pub const TAKE_OVER: [Row<TakeOver>; 6] = [
+pub const TAKE_OVER: [Row<TakeOver>; 7] = [
     Row { step: TakeOver::MapSharedInfo, needs: &[] },
     Row { step: TakeOver::MaskLegacySlots, needs: &[TakeOver::MapSharedInfo] },
     Row { step: TakeOver::PlaceBootVcpuInfo, needs: &[TakeOver::MaskLegacySlots] },
     Row { step: TakeOver::RebaseClock, needs: &[TakeOver::PlaceBootVcpuInfo, TakeOver::MapSharedInfo] },
     Row { step: TakeOver::PublishP2m, needs: &[TakeOver::MapSharedInfo] },
     Row { step: TakeOver::AttachEvents, needs: &[TakeOver::MapSharedInfo] },
+    Row { step: TakeOver::BindForOthers, needs: &[TakeOver::AttachEvents] },
 ];
 
 /// Every CPU, in a new domain.

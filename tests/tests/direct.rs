@@ -108,7 +108,9 @@ fn unknown_key(bench: &Bench) -> Result<()> {
 
 /// A malformed value stops the boot and says which key and value.
 fn malformed_value(bench: &Bench) -> Result<()> {
-    for (key, value) in [("evtchn", "banana"), ("workload", "nonsense"), ("suspend", "perhaps"), ("log", "loud")] {
+    for (key, value) in
+        [("evtchn", "banana"), ("workload", "nonsense"), ("suspend", "perhaps"), ("resume", "fast"), ("log", "loud")]
+    {
         let seen = bench.boot(&format!("malformed-{key}"), &format!("{key}={value}"), 2, 64, Goal::End)?;
         ensure!(!seen.says(&["stasis: online"]), "{key}={value} went online:\n{}", seen.all());
         seen.panics(&format!("{key}={value} is not understood, expected {key}="))?;

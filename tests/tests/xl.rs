@@ -64,6 +64,13 @@ fn ladder() -> Vec<(String, Step)> {
         let words = format!("evtchn={abi}");
         step(&format!("mixed::{abi}"), Box::new(move |place| steps::mixed(place, &words, 8, 64)));
     }
+    for (resume, abi) in
+        [("parallel", "fifo"), ("batched", "2l"), ("batched", "fifo"), ("serial", "2l"), ("serial", "fifo")]
+    {
+        let words = format!("resume={resume} evtchn={abi}");
+        step(&format!("resume::{resume}_{abi}"), Box::new(move |place| steps::resumes(place, &words, 8, 64)));
+    }
+    step("resume::batched_34_vcpus", Box::new(|place| steps::resumes(place, "resume=batched", 34, 64)));
     step("mixed::fifo_33_vcpus", Box::new(|place| steps::mixed(place, "evtchn=fifo", 33, 64)));
     step("blackout", Box::new(steps::blackout));
     for (abi, vcpus) in [("2l", 4), ("fifo", 4), ("2l", 34), ("fifo", 34)] {

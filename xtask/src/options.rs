@@ -30,7 +30,7 @@ pub struct GuestOptions {
     /// Words for the kernel's command line, such as "workload=idle log=debug".
     ///
     /// Known: evtchn=2l|fifo, workload=heartbeat|idle|blackout|vectors|soak, suspend=xenstore|evtchn, test=NAME,
-    /// log=LEVEL, trace=off|keep|suspend, seed=NUMBER. Without workload=, test= or bench= among them, workload=heartbeat is put before.
+    /// log=LEVEL, trace=off|keep|suspend, resume=parallel|batched|serial, seed=NUMBER. Without workload=, test= or bench= among them, workload=heartbeat is put before.
     #[arg(long, default_value = "", value_name = "WORDS", allow_hyphen_values = true)]
     pub extra: String,
 }

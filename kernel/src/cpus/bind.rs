@@ -9,9 +9,9 @@
 //! | register `vcpu_info` | vcpu 0 only; others were placed while down | every vcpu but 0, which needs its clock earlier | upcall flags, clock |
 //! | refresh the clock | with it: vcpu 0 only | with it: every vcpu but 0, which does so earlier | the clock: a record that has just been placed may be empty or the old host's, and Xen fills it when it next schedules the vcpu, or when the secondary time area is set, here to none |
 //! | register the runstate area | every vcpu | every vcpu | statistics |
-//! | stop the periodic timer | every vcpu | every vcpu | quiet |
+//! | stop the periodic timer | every vcpu | every vcpu, unless vcpu 0 has (`given`) | quiet |
 //! | place the control block, with the FIFO ABI | every vcpu but 0, for which it switches the domain | the same | its queues |
-//! | bind virqs and IPI | every vcpu | every vcpu | its ports |
+//! | bind virqs and IPI | every vcpu | every vcpu, unless vcpu 0 has | its ports |
 //!
 //! | call of the second | when | for |
 //! |---|---|---|
@@ -19,14 +19,14 @@
 //! | priority of the IPI, with the FIFO ABI | in a new domain | IPIs come first; the port must be known |
 //! | send to the one before in line | always, but for the first | the roll call |
 //!
-//! Turned down: binding for all from vcpu 0 (a loop in which all others wait); a secondary time area (it repeats what
+//! Turned down: a secondary time area (it repeats what
 //! `vcpu_info` holds); waiting for a refreshed clock (up to a second).
 
 use core::fmt;
 use core::ptr;
 
 use evtchn::{BindError, Ipi};
-use percpu::{Area, CpuId, Masked};
+use percpu::{Area, CpuId, Masked, Quiesced};
 use smp::bring_up::VcpuInfoPlace;
 use smp::order::EachCpu;
 use smp::suspend::{CpuSteps, restore_cpu};
@@ -36,7 +36,8 @@ use xen_sys::Errno;
 use xen_sys::hypercall::{Batch, CallToken, Results};
 
 use super::gate::Gate;
-use super::{get, mail};
+use super::{get, is_up, mail, nr};
+use crate::given::{NotGiven, Own};
 use crate::{events, memory, time, timer, trace, wait};
 
 /// `vcpu_info`, clock, runstate, tick, control block, two virqs and an IPI.
@@ -63,6 +64,8 @@ pub(crate) enum Placed {
 pub(crate) enum CpuError {
     /// The batch as a whole, or one of its calls.
     Call { what: &'static str, errno: Errno },
+    /// What it was to do for others.
+    ForOthers(NotGiven),
     /// Its ports.
     Bind(BindError),
 }
@@ -71,7 +74,7 @@ impl fmt::Display for CpuError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             CpuError::Call { what, errno } => write!(f, "{what}: {errno}"),
-            CpuError::Bind(error) => {
+            CpuError::ForOthers(NotGiven::Port(error)) | CpuError::Bind(error) => {
                 error.fmt(f)?;
                 match error {
                     BindError::Refused { errno: Errno::ENOSPC, .. } => f.write_str(
@@ -80,6 +83,7 @@ impl fmt::Display for CpuError {
                     _ => Ok(()),
                 }
             }
+            CpuError::ForOthers(error) => error.fmt(f),
         }
     }
 }
@@ -91,15 +95,15 @@ impl fmt::Display for CpuError {
 fn bind_this_cpu(masked: &Masked, placed: Placed) -> Result<(), CpuError> {
     let area = percpu::area();
     let vcpu = percpu::current().vcpu();
-    let mut batch = Batch::<CALLS>::new();
-    let placing = if placed == Placed::No { push_placing(&mut batch) } else { [None, None] };
+    let mut own = Own::<CALLS>::new(get().given.as_ref());
+    let placing = if placed == Placed::No { push_placing(&mut own.batch) } else { [None, None] };
     let runstate = (&raw const area.runstate).cast_mut();
     // SAFETY: the area is in the image or the direct map, which every root has, and never freed (AR1).
-    let runstate = unsafe { batch.register_runstate(vcpu, runstate) }.expect(ROOM);
-    let tick = batch.stop_periodic_timer(vcpu).expect(ROOM);
-    let plan = events::get().plan(masked, &mut batch).map_err(CpuError::Bind)?;
+    let runstate = unsafe { own.batch.register_runstate(vcpu, runstate) }.expect(ROOM);
+    let tick = (!own.is_given()).then(|| own.batch.stop_periodic_timer(vcpu).expect(ROOM));
+    let plan = events::get().plan(masked, &mut own).map_err(CpuError::Bind)?;
 
-    let results = batch.issue().map_err(|errno| CpuError::Call { what: "multicall", errno })?;
+    let results = own.batch.issue().map_err(|errno| CpuError::Call { what: "multicall", errno })?;
     let [info, clock] = placing;
     check(
         &results,
@@ -107,7 +111,7 @@ fn bind_this_cpu(masked: &Masked, placed: Placed) -> Result<(), CpuError> {
             ("register_vcpu_info", info),
             ("register_vcpu_time_memory_area", clock),
             ("register_runstate_memory_area", Some(runstate)),
-            ("stop_periodic_timer", Some(tick)),
+            ("stop_periodic_timer", tick),
         ],
     )?;
     events::get().record(masked, &area.vcpu_info, plan, &results).map_err(CpuError::Bind)
@@ -137,6 +141,16 @@ fn join_roll_call(masked: &Masked, outcome: Outcome) -> Result<(), CpuError> {
         let _ = events::get().sent(results.get(ask).map(drop));
     }
     Ok(())
+}
+
+/// Binds for all others that are up, where that is vcpu 0's affair ([`crate::given`]). Context: vcpu 0, in a new life of the domain.
+///
+/// # Errors
+/// The first call that Xen refused.
+pub(crate) fn bind_for_others(others: &Quiesced) -> Result<(), CpuError> {
+    let Some(given) = &get().given else { return Ok(()) };
+    let cpus = CpuId::first(nr()).filter(|cpu| *cpu != CpuId::BOOT && is_up(*cpu));
+    given.ask_xen(others, cpus, |cpu| events::get().intents(cpu)).map_err(CpuError::ForOthers)
 }
 
 /// Takes the events that have come for this CPU, as an upcall would that struck now. Context: masked, in a task or parked.

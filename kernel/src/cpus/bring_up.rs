@@ -12,6 +12,7 @@ use xen_sys::primitive::sync::atomic::AtomicU8;
 use super::bind::{Placed, all_alive, first_life, place_vcpu_info, restore_this_cpu};
 use super::laggards::{LastSeen, show_area};
 use super::{AtomicState, CPUS, Cpus, Deliver, State, get, note};
+use crate::given::Given;
 use crate::{events, executor, memory, time};
 
 /// How often a waiter looks before it gives its processor back.
@@ -47,12 +48,13 @@ pub(crate) fn count() -> Result<usize, TooManyVcpus> {
 ///
 /// # Panics
 /// If Xen refuses any of it: there is no way to run without.
-pub(crate) fn start_boot_cpu(nr: usize, shared_info_maddr: u64, entered_tsc: u64) {
+pub(crate) fn start_boot_cpu(nr: usize, resume: boot::Resume, shared_info_maddr: u64, entered_tsc: u64) {
     CPUS.call_once(|| Cpus {
         nr,
         mail: Mail::of_cpus_down(nr, Deliver),
         rendezvous: Rendezvous::new(nr, PATIENCE),
         hotplug: Hotplug::new(nr),
+        given: Given::new(nr, resume),
         roll_call: RollCall::new(nr),
         states: PerCpu::new(nr, |_| AtomicState(AtomicU8::new(State::Starting as u8))),
         last_seen: PerCpu::new(nr, |_| LastSeen::new()),

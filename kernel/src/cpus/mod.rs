@@ -24,9 +24,12 @@ use smp::{Clock, Delivery, Hotplug, Kind, Kinds, Lead, Limits, Mail, Missing, Ou
 use spin::Once;
 use xen_sys::primitive::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
+use crate::given::Given;
 use crate::{events, time, trace};
 
-pub(crate) use bind::{CpuError, Placed, all_alive, place_vcpu_info, restore_this_cpu, take_what_came};
+pub(crate) use bind::{
+    CpuError, Placed, all_alive, bind_for_others, place_vcpu_info, restore_this_cpu, take_what_came,
+};
 pub(crate) use bring_up::{count, online, start_boot_cpu, start_others};
 pub(crate) use hotplug::{bring_up, changes, is_up, leave, nr_up, take_down};
 pub(crate) use laggards::Laggards;
@@ -43,6 +46,8 @@ struct Cpus {
     mail: Mail<Deliver>,
     rendezvous: Rendezvous,
     hotplug: Hotplug,
+    /// `None`: each binds its own.
+    given: Option<Given>,
     roll_call: RollCall,
     states: PerCpu<AtomicState>,
     last_seen: PerCpu<LastSeen>,

@@ -67,6 +67,8 @@ pub enum Mark {
     P2mPublished,
     /// vCPU 0: [`TakeOver::AttachEvents`] is done.
     EventsAttached,
+    /// vCPU 0: [`TakeOver::BindForOthers`] is done, or left to the others.
+    OthersBound,
     /// vCPU 0: it has released the others.
     AllReleased,
     /// Another CPU: it has seen that it is released.
@@ -92,7 +94,7 @@ pub enum Mark {
 }
 
 /// Every mark, and what it is called in lines of the console, where `_ns` follows.
-const NAMES: [(Mark, &str); 37] = [
+const NAMES: [(Mark, &str); 38] = [
     (Mark::Asked, "asked"),
     (Mark::Answered, "answered"),
     (Mark::Quiet, "quiet"),
@@ -119,6 +121,7 @@ const NAMES: [(Mark, &str); 37] = [
     (Mark::ClockRebased, "clock_rebased"),
     (Mark::P2mPublished, "p2m_published"),
     (Mark::EventsAttached, "events_attached"),
+    (Mark::OthersBound, "others_bound"),
     (Mark::AllReleased, "all_released"),
     (Mark::Released, "released"),
     (Mark::Bound, "bound"),
@@ -194,6 +197,7 @@ impl Mark {
             TakeOver::RebaseClock => Mark::ClockRebased,
             TakeOver::PublishP2m => Mark::P2mPublished,
             TakeOver::AttachEvents => Mark::EventsAttached,
+            TakeOver::BindForOthers => Mark::OthersBound,
         }
     }
 
@@ -233,6 +237,7 @@ impl Mark {
             | Mark::ClockRebased
             | Mark::P2mPublished
             | Mark::EventsAttached
+            | Mark::OthersBound
             | Mark::AllReleased => Stage::TakeOver,
             Mark::Released => Stage::Notice,
             Mark::Bound | Mark::InboxServed | Mark::Joined => Stage::Restore,

@@ -27,13 +27,14 @@ const LEADER_BEFORE: [Mark; 13] = [
     Mark::Suspending,
     Mark::Back,
 ];
-const TAKEN_OVER: [Mark; 6] = [
+const TAKEN_OVER: [Mark; 7] = [
     Mark::SharedInfoMapped,
     Mark::NewLegacyMasked,
     Mark::VcpuInfoPlaced,
     Mark::ClockRebased,
     Mark::P2mPublished,
     Mark::EventsAttached,
+    Mark::OthersBound,
 ];
 const FOLLOWER_BEFORE: [Mark; 3] = [Mark::Parked, Mark::Arrived, Mark::Released];
 

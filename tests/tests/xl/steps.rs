@@ -41,6 +41,17 @@ pub(crate) fn mixed(place: &mut Place, words: &str, vcpus: u32, memory_mib: u32)
     })
 }
 
+/// Two lives more, by whichever way `words` choose, and a checkpoint in between.
+pub(crate) fn resumes(place: &mut Place, words: &str, vcpus: u32, memory_mib: u32) -> Result<()> {
+    place.with_guest_of(words, vcpus, memory_mib, |guest| {
+        for kind in [Kind::SaveRestore, Kind::Checkpoint, Kind::SaveRestore] {
+            let done = suspend(guest, kind, WELL).with_context(|| kind.name().to_owned())?;
+            ensure!(done.vcpus == vcpus, "{} of {vcpus} vCPUs came back", done.vcpus);
+        }
+        guest.power_off()
+    })
+}
+
 /// Under workload=blackout every suspend's cost is told: of each vCPU, and none of them shorter than the hypercall.
 pub(crate) fn blackout(place: &mut Place) -> Result<()> {
     const VCPUS: u32 = 3;

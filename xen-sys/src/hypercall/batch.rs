@@ -134,6 +134,11 @@ impl<const N: usize> Batch<N> {
         Ok(index)
     }
 
+    /// Empties it, for others to be added. Tokens name nothing any more.
+    pub const fn clear(&mut self) {
+        self.len = 0;
+    }
+
     /// Adds: bind a virq for a vcpu, which may be down; a global virq for vcpu 0. Xen answers `EEXIST`: bound already;
     /// `EINVAL`: no such virq, or a global one and `vcpu` is not 0; `ENOENT`: no such vcpu; `ENOSPC`.
     /// # Errors

@@ -54,6 +54,7 @@ fn of(mark: Mark) -> Look {
         Mark::ClockRebased => ("clock rebased", "#8fd3a0"),
         Mark::P2mPublished => ("p2m published", "#1f6f3d"),
         Mark::EventsAttached => ("events attached", "#a3d977"),
+        Mark::OthersBound => ("others' ports bound", "#c9e8ad"),
         Mark::AllReleased => ("others released", "#0f4f2b"),
         Mark::Released => ("released, not yet aware", "#e5484d"),
         Mark::Bound => ("own vcpu_info and ports bound", "#1d5fd1"),

@@ -200,3 +200,18 @@ fn a_token_of_a_longer_batch_is_caught() {
     let results = short.issue_with(|_| Ok(())).expect("the fake took it");
     let _ = results.get(token);
 }
+
+#[test]
+fn a_cleared_batch_is_as_new() {
+    let mut batch = Batch::<1>::new();
+    batch.send(7).expect("room for one");
+    batch.clear();
+    let port = batch.bind_ipi(3).expect("room for one");
+    let results = batch.issue_with(|entries| {
+        assert_eq!((entries.len(), entries[0].args[0]), (1, u64::from(EVTCHNOP_bind_ipi)));
+        Ok(())
+    });
+    assert_eq!(results.and_then(|results| results.port(port)), Ok(0));
+    batch.clear();
+    assert!(batch.issue_with(|entries| if entries.is_empty() { Ok(()) } else { Err(Errno::EFAULT) }).is_ok());
+}
