@@ -233,6 +233,7 @@ impl Abi {
     /// attached; `flags` are left alone then.
     ///
     /// There are two of `handle`, the same one twice: each is put where it is called, and costs no call.
+    #[inline(always)]
     pub(crate) fn take_pending(
         &self,
         masked: &Masked,

@@ -32,8 +32,8 @@ pub(crate) struct Passage {
 /// Proof that this CPU is inside of a section. What is looked up with it is alive until it is dropped.
 pub(crate) struct Inside<'a> {
     passage: &'a Passage,
-    /// What `left` becomes; `None` within another section, which ends it.
-    number: Option<u64>,
+    /// Within another section, which ends it.
+    within: bool,
     not_send: core::marker::PhantomData<*const ()>,
 }
 
@@ -55,8 +55,8 @@ impl Passage {
         //   It before us: we see the slot as it was changed, and do not find the action.
         //   All writes to this word are read-modify-writes, so this holds for every section after it too.
         // Weakening fails in evtchn/tests/loom_grace.rs.
-        let number = self.entered.fetch_add(1, Ordering::Acquire).wrapping_add(1);
-        Inside { passage: self, number: Some(number), not_send: core::marker::PhantomData }
+        self.entered.fetch_add(1, Ordering::Acquire);
+        Inside { passage: self, within: false, not_send: core::marker::PhantomData }
     }
 
     /// As [`Passage::enter`], also where this CPU is in one already: in a handler.
@@ -65,7 +65,7 @@ impl Passage {
         if self.entered.load(Ordering::Relaxed) == self.left.load(Ordering::Relaxed) {
             return self.enter(masked);
         }
-        Inside { passage: self, number: None, not_send: core::marker::PhantomData }
+        Inside { passage: self, within: true, not_send: core::marker::PhantomData }
     }
 
     /// The number of the last section that may have begun before now.
@@ -86,7 +86,9 @@ impl Passage {
 
 impl Drop for Inside<'_> {
     fn drop(&mut self) {
-        if let Some(number) = self.number {
+        if !self.within {
+            // ORDERING: Relaxed, this CPU's own: what a `Grace` writes is the same value.
+            let number = self.passage.entered.load(Ordering::Relaxed);
             // ORDERING: Release, pairs with the Acquire in `has_left`.
             // Weakening fails in evtchn/tests/loom_grace.rs.
             self.passage.left.store(number, Ordering::Release);

@@ -41,6 +41,7 @@ impl<H: Hypervisor> Events<H> {
     ///
     /// # Panics
     /// If the domain has no such CPU.
+    #[inline]
     pub fn send_ipi(&self, target: CpuId, ipi: Ipi) -> SendOutcome {
         self.ipi_port(target, ipi).map_or(SendOutcome::Unbound, |nr| self.send_nr(nr))
     }
@@ -76,6 +77,7 @@ impl<H: Hypervisor> Events<H> {
     }
 
     /// The port of `target`, in this life of the domain.
+    #[inline]
     fn ipi_port(&self, target: CpuId, ipi: Ipi) -> Option<PortNr> {
         let port = self.cpus.on(target).table.port_of_racy(Intent::Ipi(ipi));
         let nr = port.filter(|port| port.incarnation == self.incarnation()).map(|port| port.nr);
@@ -85,6 +87,7 @@ impl<H: Hypervisor> Events<H> {
         nr
     }
 
+    #[inline]
     fn send_nr(&self, nr: PortNr) -> SendOutcome {
         self.count(self.xen.send(nr))
     }

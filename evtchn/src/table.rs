@@ -81,17 +81,34 @@ impl CpuTable {
     /// The [index](Intent::index) of what `nr` carries here.
     #[inline]
     pub(crate) fn place_of_intent(&self, nr: PortNr) -> Option<usize> {
+        let (here, intent) = self.look_at(nr.index());
+        if here == nr.get() {
+            return Some(intent);
+        }
+        if here == 0 {
+            return None;
+        }
+        self.place_further_on(nr)
+    }
+
+    /// The same where another port has the place of this one's number.
+    #[cold]
+    fn place_further_on(&self, nr: PortNr) -> Option<usize> {
         let mut place = nr.index();
         loop {
-            let (here, intent) = Carries::unpack(self.bound[place % PLACES].load());
-            if here == 0 {
-                return None;
-            }
-            if here == nr.get() {
-                return Some(intent);
-            }
             place += 1;
+            match self.look_at(place) {
+                (0, _) => return None,
+                (here, intent) if here == nr.get() => return Some(intent),
+                _ => {}
+            }
         }
+    }
+
+    /// What stands at `place`: a port's number, or 0, and the index of its intent.
+    #[inline]
+    fn look_at(&self, place: usize) -> (u32, usize) {
+        Carries::unpack(self.bound[place % PLACES].load())
     }
 
     /// The port that `intent` has, maybe one of an earlier life.

@@ -176,6 +176,7 @@ impl<'a> TwoLevel<'a> {
     ///
     /// A pass hands out each port at most once, so a port that fires without end delays others by one event each time. How
     /// long it may keep this function from returning is `storm.rs`' to say.
+    #[inline(always)]
     pub(crate) fn take_pending(
         self,
         masked: &Masked,
@@ -206,6 +207,7 @@ impl<'a> TwoLevel<'a> {
     }
 
     /// One pass over what the selector names now.
+    #[inline(always)]
     fn pass(self, masked: &Masked, flags: &VcpuInfo, own: &OwnPorts, handle: &mut impl FnMut(PortNr)) {
         let selector = Self::take_selector(masked, flags);
         let mut words = selector & (!0 >> (64 - WORDS));
@@ -225,22 +227,28 @@ impl<'a> TwoLevel<'a> {
             while bits != 0 {
                 let bit = bits.trailing_zeros();
                 bits &= bits - 1;
-                let Some(nr) = port_at(word, bit) else { continue };
-                // ORDERING: Acquire, pairs with Xen setting PENDING: if the sender found it set already, this is the
-                // only operation that orders its work before our handler.
-                // Weakening fails in evtchn/tests/loom_upcall.rs.
-                let before = pending.fetch_and(!(1 << bit), Ordering::Acquire);
-                if before & (1 << bit) == 0 {
-                    // The port has just been moved, and its new CPU was faster.
-                    continue;
+                // If it is not there, the port has just been moved, and its new CPU was faster.
+                if let Some(nr) = port_at(word, bit).filter(|_| take(pending, bit)) {
+                    handle(nr);
                 }
-                handle(nr);
+                if bits == 0 {
+                    break;
+                }
                 // A handler may have masked or unbound another port of this word.
                 // ORDERING: Relaxed, see `OwnPorts::add`.
                 bits &= mine.load(Ordering::Relaxed) & unmasked(mask);
             }
         }
     }
+}
+
+/// Takes the event of `bit` in a PENDING word. Whether it was there.
+#[inline(always)]
+fn take(pending: &AtomicU64, bit: u32) -> bool {
+    // ORDERING: Acquire, pairs with Xen setting PENDING: if the sender found it set already, this is the only operation that
+    //   orders its work before our handler.
+    // Weakening fails in evtchn/tests/loom_upcall.rs.
+    pending.fetch_and(!(1 << bit), Ordering::Acquire) & (1 << bit) != 0
 }
 
 /// The ports of a word that are not masked.

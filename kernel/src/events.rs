@@ -28,7 +28,8 @@ pub(crate) fn get() -> &'static Events<Xen> {
     EVENTS.get().expect("init() runs at boot, before upcalls are unmasked")
 }
 
-/// Called by the upcall's entry. `flags`: this CPU's registered `vcpu_info`.
+/// Called by the upcall's entry, and where a CPU looks for itself. `flags`: this CPU's registered `vcpu_info`.
+#[inline]
 pub(crate) fn upcall(flags: &VcpuInfo) {
     // SAFETY: Xen masks upcalls as it enters the callback, and they stay so until the way out.
     let masked = unsafe { Masked::assume() };

@@ -88,6 +88,9 @@ pub enum Posted {
     Closed,
 }
 
+/// Something was in the inbox.
+struct NotEmpty;
+
 /// The tag of an inbox whose CPU is down.
 const CLOSED: usize = 8;
 const TAGS: usize = Kinds::BITS | CLOSED;
@@ -117,7 +120,10 @@ impl Inbox {
 
     /// Asks the owner for `kind`.
     pub fn post(&self, kind: Kind) -> Posted {
-        self.change(|seen| Some(seen.map_addr(|word| word | kind as usize)))
+        match self.put_in_empty(ptr::without_provenance_mut(kind as usize)) {
+            Ok(()) => Posted::First,
+            Err(NotEmpty) => self.change(|seen| Some(seen.map_addr(|word| word | kind as usize))),
+        }
     }
 
     /// Appends a call, unless the inbox is closed: the node is the caller's as before then.
@@ -125,7 +131,23 @@ impl Inbox {
     /// # Safety
     /// - The node stays valid until it is completed, if it is appended.
     /// - It is claimed for this post ([`CallNode`], CN1): it is in no list, and nobody else touches it.
+    #[inline]
     pub(crate) unsafe fn post_node(&self, node: NonNull<CallNode>) -> Posted {
+        // SAFETY: valid and claimed, says the caller, and not yet in the list, so `next` is ours.
+        unsafe { CallNode::set_next(node, ptr::null_mut()) };
+        match self.put_in_empty(node.as_ptr()) {
+            Ok(()) => Posted::First,
+            // SAFETY: as the caller says; it was not appended.
+            Err(NotEmpty) => unsafe { self.append(node) },
+        }
+    }
+
+    /// [`Inbox::post_node`] where the inbox was not empty when it was looked at.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(never)]
+    unsafe fn append(&self, node: NonNull<CallNode>) -> Posted {
         self.change(|seen| {
             let tags = seen.addr() & TAGS;
             if tags & CLOSED != 0 {
@@ -154,6 +176,14 @@ impl Inbox {
         //   inbox closed does nothing about it.
         let word = self.word.swap(ptr::without_provenance_mut(CLOSED), Acquire);
         Taken::of(word, masked)
+    }
+
+    /// Puts `new` in the place of an empty word, which it is most often.
+    #[inline]
+    fn put_in_empty(&self, new: *mut CallNode) -> Result<(), NotEmpty> {
+        // ORDERING: AcqRel, pairs with the swap in `take` or `close`, both halves. A failed exchange tells only that there is
+        //   another to come.
+        self.word.compare_exchange(ptr::null_mut(), new, AcqRel, Relaxed).map(drop).map_err(|_| NotEmpty)
     }
 
     /// Puts `with(word)` in the word's place, unless that is `None`.
@@ -208,9 +238,21 @@ pub struct Calls<'m> {
 
 impl<'m> Calls<'m> {
     /// `newest` is a list as it was taken from an inbox.
+    #[inline]
     fn in_order(newest: *mut CallNode, masked: &'m Masked) -> Calls<'m> {
+        let Some(node) = NonNull::new(newest) else { return Calls { first: newest, masked } };
+        // SAFETY: by IN2 valid, and ours alone since the swap that took the list.
+        let earlier = unsafe { CallNode::next(node) };
+        // Most often it is the only one.
+        let first = if earlier.is_null() { newest } else { Self::turned_round(node) };
+        Calls { first, masked }
+    }
+
+    /// The list that begins with `newest`, as it was taken from an inbox, in the other order.
+    #[inline(never)]
+    fn turned_round(newest: NonNull<CallNode>) -> *mut CallNode {
         let mut first = ptr::null_mut();
-        let mut rest = NonNull::new(newest);
+        let mut rest = Some(newest);
         while let Some(node) = rest {
             // SAFETY: by IN2 valid, and ours alone since the swap that took the list.
             let next = unsafe { CallNode::next(node) };
@@ -219,7 +261,7 @@ impl<'m> Calls<'m> {
             first = node.as_ptr();
             rest = NonNull::new(next);
         }
-        Calls { first, masked }
+        first
     }
 
     /// Whether nothing is left to run.

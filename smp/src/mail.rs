@@ -139,6 +139,7 @@ impl<D: Delivery> Mail<D> {
 
     /// Empties this CPU's inbox: does what was asked for, then runs the calls. Context: the IPI upcall; also a CPU that
     /// waits in the rendezvous, and one that has just bound its port anew.
+    #[inline]
     pub fn serve(&self, masked: &Masked) {
         self.do_all(masked, self.inboxes.mine().take(masked));
     }
@@ -149,6 +150,7 @@ impl<D: Delivery> Mail<D> {
         self.do_all(masked, self.inboxes.mine().close(masked));
     }
 
+    #[inline]
     fn do_all(&self, masked: &Masked, taken: Taken<'_>) {
         let Taken { kinds, calls } = taken;
         if !kinds.is_empty() {
@@ -157,6 +159,7 @@ impl<D: Delivery> Mail<D> {
         drop(calls);
     }
 
+    #[inline]
     fn ring_if_first(&self, cpu: CpuId, posted: Posted) {
         match posted {
             Posted::First => self.delivery.ring(cpu),

@@ -28,6 +28,7 @@ use xen_sys::abi::xen::VcpuInfo;
 use xen_sys::primitive::sync::atomic::{AtomicU32, Ordering};
 
 use super::array::EventArray;
+use super::word::LINK;
 use crate::counters::Counter;
 use crate::lasting::Lasting;
 use crate::port::{Incarnation, PortNr};
@@ -90,6 +91,7 @@ impl Queues {
     /// returning is `storm.rs`' to say.
     ///
     /// Costs a locked operation for each event, and one each time that a queue is found ready. Lock-free.
+    #[inline(always)]
     pub(crate) fn take_pending(
         &self,
         masked: &Masked,
@@ -127,7 +129,7 @@ impl Queues {
 
     /// Takes ports off `queue`, down to its end or until another queue has become ready, which may come before it. `ready` has the
     /// queues that are not empty, before and after.
-    #[inline]
+    #[inline(always)]
     fn take_from(&self, queue: u32, array: &EventArray, ready: &mut u32, handle: &mut impl FnMut(PortNr)) {
         let block = &*self.block;
         let (Some(cached), Some(written)) = (self.heads.get(queue as usize), block.head.get(queue as usize)) else {
@@ -141,6 +143,8 @@ impl Queues {
             0 => written.load(Ordering::Relaxed),
             head => head,
         };
+        // Xen writes no port that a link has no room for. So the array's end need not be looked for at each port.
+        head &= LINK;
         while let Some(nr) = PortNr::new(head) {
             // A queue that Xen calls ready begins with a port of the array. If not, it is left until it is ready anew.
             let Some(word) = array.word(nr) else {

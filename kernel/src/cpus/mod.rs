@@ -78,6 +78,7 @@ pub(crate) fn mail() -> &'static Mail<Deliver> {
 pub(crate) struct Deliver;
 
 impl Delivery for Deliver {
+    #[inline]
     fn ring(&self, cpu: CpuId) {
         // Unbound: the CPU looks into its inbox once it has bound its port. Refused is counted there.
         let _ = events::get().send_ipi(cpu, Ipi::Call);
@@ -88,6 +89,8 @@ impl Delivery for Deliver {
         events::get().send_ipis(cpus, Ipi::Call);
     }
 
+    // A call has no kinds, and its way is short.
+    #[inline(never)]
     fn handle(&self, masked: &Masked, kinds: Kinds) {
         if kinds.contains(Kind::Alive) {
             bind::took_ipi(masked);

@@ -57,8 +57,9 @@ const IF: u64 = 1 << 9;
 /// ```text
 ///   offset   slot               pushed by
 ///   0..48    r10 … rsi, rdx     the stub
-///   48       rax, r11, rcx      the stub, which popped the last two where Xen had put them
-///   72       flags of iret: 0   the stub
+///   48       rax, r11           the stub
+///   64       rcx                Xen
+///   72       flags of iret: 0   the stub; before, r11, by Xen
 ///   80       rip … ss           Xen, as in a `Frame`
 /// ```
 #[repr(C)]
@@ -81,6 +82,12 @@ const _: () = assert!(offset_of!(UpcallFrame, rflags) == 12 * 8 && size_of::<Upc
 impl UpcallFrame {
     /// Bytes below it that keep the call aligned: Xen rounds down to 16 before it pushes.
     pub(super) const TO_ALIGN: usize = size_of::<UpcallFrame>().next_multiple_of(16) - size_of::<UpcallFrame>();
+
+    /// Where r11 is from what Xen pushed last.
+    pub(super) const R11_OF_XEN: usize = offset_of!(UpcallFrame, flags) - offset_of!(UpcallFrame, rcx);
+
+    /// Where the flags are from the stub's r11.
+    pub(super) const FLAGS_ABOVE_R11: usize = offset_of!(UpcallFrame, flags) - offset_of!(UpcallFrame, r11);
 
     /// What was interrupted.
     pub(super) fn rip(&self) -> u64 {

@@ -141,15 +141,13 @@ global_asm!(
     ".size stasis_failsafe, . - stasis_failsafe",
     "",
     // The event callback has a way of its own: it saves what a Rust function may change and no more, and in the order in which
-    // HYPERVISOR_iret wants the top of it. Frame: `UpcallFrame`.
+    // HYPERVISOR_iret wants the top of it. Frame: `UpcallFrame`. Of the two that Xen pushed, rcx is where it is wanted; r11 is
+    // where the flags belong.
     ".globl stasis_upcall",
     ".type stasis_upcall, @function",
     "stasis_upcall:",
-    "    pop rcx",
-    "    pop r11",
-    "    push 0",
-    "    push rcx",
-    "    push r11",
+    "    push qword ptr [rsp + {r11_of_xen}]",
+    "    mov qword ptr [rsp + {flags_above_r11}], 0",
     "    push rax",
     "    push rdx",
     "    push rsi",
@@ -220,6 +218,8 @@ global_asm!(
     "    ud2",
     ".size stasis_trap, . - stasis_trap",
     ".popsection",
+    r11_of_xen = const UpcallFrame::R11_OF_XEN,
+    flags_above_r11 = const UpcallFrame::FLAGS_ABOVE_R11,
     upcall = sym super::upcall,
     align_upcall = const UpcallFrame::TO_ALIGN,
     failsafe = const FAILSAFE,
