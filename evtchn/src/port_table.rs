@@ -178,9 +178,12 @@ impl PortTable {
 
     /// Empties every slot: the ports are those of an earlier life. Frees nothing: see [`PortTable::reap`].
     pub(crate) fn clear(&self, _quiesced: &Quiesced) {
-        for nr in self.reached() {
-            let Some(slot) = self.slot(nr) else { continue };
+        for slot in self.pieces.iter().flatten() {
             // ORDERING: Relaxed all. All other CPUs are parked; their release shows them this.
+            // Most had no port ever: their pages are not written to, and so not saved anew.
+            if slot.word.load(Ordering::Relaxed).is_null() {
+                continue;
+            }
             let word = slot.word.swap(ptr::null_mut(), Ordering::Relaxed);
             // SAFETY: it came out of a slot just now, so the share is ours (PT1).
             let Some(action) = (unsafe { Self::share(word) }) else { continue };
