@@ -3,8 +3,8 @@
 //!
 //! It decides nothing: who has come is said by the acknowledgements, which can also tell who has not. One line that every
 //! CPU writes once in a rendezvous. Turned down: a tree of counters, which spreads the writes over more lines and has the
-//! last one of each group write twice. Each arrival costs Xen a switch of vcpus anyhow, and where vcpus outnumber processors
-//! as many arrive at the same time as there are processors.
+//! last one of each group write twice. With up to 512 vcpus it makes no difference that can be measured:
+//! `docs/decisions/0007-flat-or-tree.md`.
 //!
 //! The word carries the rendezvous' number: a CPU that comes late, when the leader has given up on it and begun another
 //! one, does not count there.
@@ -19,19 +19,28 @@ const COUNT_BITS: u32 = 16;
 const COUNT: u64 = (1 << COUNT_BITS) - 1;
 
 /// Bits 0..=15: how many are yet to come; 16..=63: the lower bits of the generation.
-pub(crate) struct Arrivals(AtomicU64);
+///
+/// Lock-free. Public for the bench that compares it with trees.
+pub struct Arrivals(AtomicU64);
 
 fn encode(generation: Generation, left: u64) -> u64 {
     generation.number() << COUNT_BITS | left
 }
 
+impl Default for Arrivals {
+    fn default() -> Arrivals {
+        Arrivals::new()
+    }
+}
+
 impl Arrivals {
-    pub(crate) fn new() -> Arrivals {
+    /// Nobody is expected.
+    pub fn new() -> Arrivals {
         Arrivals(AtomicU64::new(0))
     }
 
     /// So many are to come. Context: the leader, before it asks them.
-    pub(crate) fn expect(&self, generation: Generation, nr: usize) {
+    pub fn expect(&self, generation: Generation, nr: usize) {
         let nr = u64::try_from(nr).map_or(COUNT, |nr| nr.min(COUNT));
         // ORDERING: Relaxed: published by the Release of the phase that asks them.
         self.0.store(encode(generation, nr), Ordering::Relaxed);
@@ -39,7 +48,7 @@ impl Arrivals {
 
     /// One has come. Whether it was the last. Context: that CPU, once in a generation.
     #[must_use = "the last one wakes the leader"]
-    pub(crate) fn one(&self, generation: Generation) -> bool {
+    pub fn one(&self, generation: Generation) -> bool {
         let of_this = |word: u64| word & !COUNT == encode(generation, 0) && word & COUNT != 0;
         // ORDERING: Relaxed twice: a count, nothing is read because of it. The leader looks at the acknowledgements.
         let before = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| of_this(word).then(|| word - 1));
@@ -47,7 +56,7 @@ impl Arrivals {
     }
 
     /// How many are yet to come. Context: the leader.
-    pub(crate) fn left(&self) -> usize {
+    pub fn left(&self) -> usize {
         // ORDERING: Relaxed, as above. Whoever is in the inbox of the leader has been counted before, and the inbox passes it on.
         usize::try_from(self.0.load(Ordering::Relaxed) & COUNT).unwrap_or(usize::MAX)
     }

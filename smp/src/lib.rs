@@ -33,13 +33,14 @@ mod tests;
 pub mod trace;
 mod watch;
 
+pub use arrivals::Arrivals;
 pub use call::{CallNode, NotPosted};
 pub use hotplug::{Hotplug, WayUp};
 pub use inbox::{Inbox, Kind, Kinds};
 pub use mail::{Delivery, Down, Mail};
 pub use missing::{Awaited, Missing};
 pub use pending::Pending;
-pub use phase::Outcome;
+pub use phase::{Generation, Outcome};
 pub use relax::{Backoff, Clock, Gate, Patience, Relax};
 pub use rendezvous::{Lead, Parked, Rendezvous};
 pub use roll_call::{Progress, RollCall};

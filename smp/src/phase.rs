@@ -26,9 +26,14 @@ use xen_sys::primitive::sync::atomic::{AtomicU64, Ordering};
 
 /// The number of a rendezvous. The first is 1.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) struct Generation(u64);
+pub struct Generation(u64);
 
 impl Generation {
+    /// That with number `n`.
+    pub const fn new(n: u64) -> Generation {
+        Generation(n)
+    }
+
     fn next(self) -> Generation {
         Generation(self.0 + 1)
     }
