@@ -80,7 +80,6 @@ fn check(told: &Timeline, kind: Kind, done: &Suspend) -> Result<()> {
     ensure!(told.outcome == outcome, "outcome={}", told.outcome);
     let vcpus: Vec<u32> = told.lanes.iter().map(|lane| lane.vcpu).collect();
     ensure!(vcpus.iter().copied().eq(0..VCPUS), "vCPUs {vcpus:?}");
-    let own = if kind.continues() { Mark::InboxServed } else { Mark::Bound };
     for lane in &told.lanes {
         let all_of_it = || format!("vCPU {}", lane.vcpu);
         let before: Vec<Mark> = match (lane.vcpu, kind.continues()) {
@@ -90,7 +89,9 @@ fn check(told: &Timeline, kind: Kind, done: &Suspend) -> Result<()> {
         };
         let released = if lane.vcpu == 0 { Mark::AllReleased } else { Mark::Released };
         in_order(lane, &before).with_context(all_of_it)?;
-        in_order(lane, &[released, own, Mark::InboxServed, Mark::Joined, Mark::Timer]).with_context(all_of_it)?;
+        let own: &[Mark] = if kind.continues() { &[] } else { &[Mark::Bound] };
+        let after = [&[released], own, &[Mark::InboxServed, Mark::Joined, Mark::Timer]].concat();
+        in_order(lane, &after).with_context(all_of_it)?;
         in_order(lane, &[Mark::Joined, Mark::Ipi]).with_context(all_of_it)?;
         let sorted = lane.marks.is_sorted_by_key(|(_, ns)| *ns);
         ensure!(sorted, "vCPU {}: time goes back", lane.vcpu);
