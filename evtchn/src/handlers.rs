@@ -14,18 +14,30 @@ pub type Handler = fn(&Masked);
 /// One handler for each [`Intent`] that shall be bound.
 pub struct Handlers {
     by_intent: [Option<Handler>; Intent::COUNT],
+    /// Those of CPU 0 alone, a bit for each.
+    of_boot: u32,
 }
+
+const _: () = assert!(Intent::COUNT <= 32, "a bit for each");
 
 impl Handlers {
     /// No handlers, so nothing will be bound.
     pub const fn new() -> Handlers {
-        Handlers { by_intent: [None; Intent::COUNT] }
+        Handlers { by_intent: [None; Intent::COUNT], of_boot: 0 }
     }
 
     /// Runs `handler` for `virq`: on every CPU, or on CPU 0 where the line is a global one.
     #[must_use]
     pub const fn virq(self, virq: Virq, handler: Handler) -> Handlers {
         self.with(Intent::Virq(virq), handler)
+    }
+
+    /// Runs `handler` for `virq` on CPU 0 alone, though every vcpu has a line of it: a port less for each of the others.
+    #[must_use]
+    pub const fn virq_of_boot(mut self, virq: Virq, handler: Handler) -> Handlers {
+        let intent = Intent::Virq(virq);
+        self.of_boot |= 1 << intent.index();
+        self.with(intent, handler)
     }
 
     /// Runs `handler` on every CPU for `ipi`.
@@ -50,7 +62,8 @@ impl Handlers {
 
     /// What `cpu` wants bound.
     pub fn intents(&self, cpu: CpuId) -> impl Iterator<Item = Intent> {
-        Intent::all().filter(move |intent| self.get(*intent).is_some() && intent.fits(cpu))
+        let here = move |intent: Intent| cpu == CpuId::BOOT || self.of_boot & 1 << intent.index() == 0;
+        Intent::all().filter(move |intent| self.get(*intent).is_some() && intent.fits(cpu) && here(*intent))
     }
 }
 
@@ -74,5 +87,10 @@ mod tests {
         assert_eq!(intents(0), [timer, global, Intent::Ipi(Ipi::Call)]);
         assert_eq!(intents(1), [timer, Intent::Ipi(Ipi::Call)]);
         assert_eq!(Handlers::default().intents(CpuId::BOOT).count(), 0);
+        let debug = Intent::Virq(Virq::DEBUG);
+        let handlers = Handlers::new().virq(Virq::TIMER, nothing).virq_of_boot(Virq::DEBUG, nothing);
+        let intents = |cpu| handlers.intents(CpuId::new(cpu).expect("below CpuId::MAX")).collect::<Vec<_>>();
+        assert_eq!(intents(0), [timer, debug]);
+        assert_eq!(intents(1), [timer]);
     }
 }

@@ -6,7 +6,9 @@
 //! - *All ports* of the domain, as Xen and our tables have them, in the order and the columns of Xen's debug key `e`. In a task
 //!   on vcpu 0, which lets others run after each.
 //!
-//! VIRQ_DEBUG has both: where the tasks of vcpu 0 do not run any more, the upcalls show what they can.
+//! VIRQ_DEBUG has both: where the tasks of vcpu 0 do not run any more, the upcalls show what they can. Xen sends it to every vcpu, but
+//! vcpu 0 alone has a port for it and calls the others: Xen searches all ports of the domain for each that is bound, so
+//! one more for each vcpu makes a resume of many of them longer by half. Where vcpu 0 takes no upcalls any more, nothing is shown.
 //!
 //! In an upcall the console waits for nobody: lines for which there is no room are lost, and counted. So each list of ports
 //! ends with a line `debug-end` that says how many ports there were and how many lines were lost meanwhile, by anybody; and no
@@ -20,7 +22,7 @@ use xen_sys::primitive::sync::atomic::Ordering;
 
 use crate::{console, control, cpus, events, time, trace, wait};
 
-/// Ports that one upcall shows. A vcpu has three of its own; more are devices', and the list of all has those too.
+/// Ports that one upcall shows. A vcpu has two of its own, vcpu 0 three; more are devices', and the list of all has those too.
 const SHOWN_MAX: usize = 64;
 
 /// One call to each vcpu. Suspend: *kept*, a call that was posted before is run after.
@@ -29,12 +31,15 @@ static NODES: Once<PerCpu<CallNode>> = Once::new();
 /// Somebody wants the list of all ports.
 static WANTED: wait::Flag = wait::Flag::new();
 
-/// VIRQ_DEBUG, of which every vcpu has its own. Context: upcall.
+/// Makes what dumps need. Boot, once, before VIRQ_DEBUG is bound: an upcall allocates nothing.
+pub(crate) fn init(nr_cpus: usize) {
+    NODES.call_once(|| PerCpu::new(nr_cpus, |_| CallNode::new()));
+}
+
+/// VIRQ_DEBUG. Context: upcall of vcpu 0.
 pub(crate) fn on_debug() {
-    this_cpu();
-    if percpu::current() == CpuId::BOOT {
-        ask_for_ports();
-    }
+    every_cpu();
+    ask_for_ports();
 }
 
 /// Has all ports of the domain listed. Asking while a list is being made asks for one more, after it. Context: any; lock-free.
@@ -95,9 +100,9 @@ fn print_port(port: &PortState) {
 }
 
 /// Has every vcpu that is up dump itself, and waits for none; one that is down, and one that has not done so since it was asked last is named. Returns how many
-/// those are. Context: task.
+/// those are. Context: task, or an upcall.
 pub(crate) fn every_cpu() -> usize {
-    let nodes = NODES.call_once(|| PerCpu::new(cpus::nr(), |_| CallNode::new()));
+    let Some(nodes) = NODES.get() else { return 0 };
     let mut silent = 0;
     for (cpu, node) in nodes.iter() {
         match cpus::mail().call(cpu, node, |_, _| this_cpu(), 0) {

@@ -14,7 +14,8 @@ static EVENTS: Once<Events<Xen>> = Once::new();
 
 /// Makes the tables. Boot, once, before `shared_info` is attached. `on_timer`: [`on_timer`], or what calls it.
 pub(crate) fn init(nr_cpus: usize, abi: AbiKind, on_timer: Handler) {
-    let handlers = Handlers::new().virq(Virq::TIMER, on_timer).virq(Virq::DEBUG, on_debug).ipi(Ipi::Call, on_ipi);
+    let handlers =
+        Handlers::new().virq(Virq::TIMER, on_timer).virq_of_boot(Virq::DEBUG, on_debug).ipi(Ipi::Call, on_ipi);
     EVENTS.call_once(|| Events::new(nr_cpus, abi, handlers, Xen { place_of }));
 }
 

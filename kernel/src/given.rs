@@ -3,8 +3,8 @@
 //! | `resume=` | virqs, IPI and tick of another vcpu | hypercalls of vcpu 0 for `n` others | of each other for itself |
 //! |---|---|---|---|
 //! | `parallel` | its own affair, in the multicall that it makes anyhow | none | 1 |
-//! | `batched` | vcpu 0's, [`AT_ONCE`] calls in a multicall | `n` / 4 | 1 |
-//! | `serial` | vcpu 0's, call by call, as Linux does it | 4 `n` | 1 |
+//! | `batched` | vcpu 0's, [`AT_ONCE`] calls in a multicall | 3 `n` / 16 | 1 |
+//! | `serial` | vcpu 0's, call by call, as Linux does it | 3 `n` | 1 |
 //!
 //! The one of each other remains: Xen places a `vcpu_info` for the vcpu that asks, or for one that is down. What each way costs is in `docs/decisions/0006-who-binds-after-resume.md`.
 //!
@@ -25,7 +25,7 @@ use xen_sys::Errno;
 use xen_sys::hypercall::{Batch, CallToken, PortToken, Results};
 use xen_sys::primitive::sync::atomic::{AtomicU32, Ordering};
 
-/// Calls in a multicall of vcpu 0's: those of four vcpus; 2 KiB of the stack.
+/// Calls in a multicall of vcpu 0's: those of five vcpus; 2 KiB of the stack.
 const AT_ONCE: usize = 16;
 
 /// What vcpu 0 was given for each, by [`Intent::index`]; 0: nothing. Written by vcpu 0 while all others are parked, taken by its CPU.

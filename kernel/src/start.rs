@@ -11,8 +11,8 @@ use xen_sys::hypercall::{traps as hypercall, version};
 
 use crate::start_info::{self, Rings};
 use crate::{
-    bench, console, control, cpus, devices, events, executor, hotplug, memory, selftest, time, timer, trace, traps,
-    workload,
+    bench, console, control, cpus, devices, dump, events, executor, hotplug, memory, selftest, time, timer, trace,
+    traps, workload,
 };
 
 /// The boot CPU's area. In the image, because it is needed before there is a heap.
@@ -74,6 +74,7 @@ unsafe extern "C" fn stasis_main(start_info: *const StartInfo, builder_stack_top
     );
     executor::init(nr);
     timer::init(nr);
+    dump::init(nr);
     trace::init(nr, cmdline.trace);
     cpus::start_boot_cpu(nr, cmdline.resume, start_info::page().shared_info_maddr(), entered_tsc);
     say_boot(text, nr, info.nr_pages, &cmdline);
@@ -104,8 +105,8 @@ unsafe extern "C" fn stasis_main(start_info: *const StartInfo, builder_stack_top
         }
     };
     executor::spawn_on(CpuId::BOOT, run);
-    executor::spawn_on(CpuId::BOOT, console::task(crate::dump::command));
-    executor::spawn_on(CpuId::BOOT, crate::dump::list_ports_when_asked());
+    executor::spawn_on(CpuId::BOOT, console::task(dump::command));
+    executor::spawn_on(CpuId::BOOT, dump::list_ports_when_asked());
     executor::spawn_here(trace::task());
     executor::run()
 }

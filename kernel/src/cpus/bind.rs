@@ -78,7 +78,7 @@ impl fmt::Display for CpuError {
                 error.fmt(f)?;
                 match error {
                     BindError::Refused { errno: Errno::ENOSPC, .. } => f.write_str(
-                        ": the domain has no more ports; raise max_event_channels= in the guest's config (three for each vcpu)",
+                        ": the domain has no more ports; raise max_event_channels= in the guest's config (two for each vcpu, and five)",
                     ),
                     _ => Ok(()),
                 }

@@ -11,6 +11,8 @@ use crate::place::Place;
 use crate::steps::{WELL, domid};
 
 const VCPUS: u32 = 4;
+/// Timer and ipi for each vCPU; debug; store and console.
+const PORTS: usize = 2 * VCPUS as usize + 3;
 
 /// What both lists say of a port.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -38,8 +40,7 @@ pub(crate) fn as_xen_has_them(place: &mut Place, words: &str) -> Result<()> {
             let ours = list(guest).with_context(|| when.to_owned())?;
             let log = guest.command_ok("xl debug-keys e && xl dmesg", wait)?;
             let xens = rows_of_xen(&log, &domid)?;
-            // Timer, debug and ipi for each vCPU; store and console.
-            ensure!(xens.len() == 3 * VCPUS as usize + 2, "{when}: Xen lists {} ports: {xens:#?}", xens.len());
+            ensure!(xens.len() == PORTS, "{when}: Xen lists {} ports: {xens:#?}", xens.len());
             let ours = rows_of_guest(&ours)?;
             ensure!(ours == xens, "{when}: the guest lists {ours:#?}, Xen {xens:#?}");
             if when == "at first" {
@@ -85,7 +86,7 @@ pub(crate) fn ways_to_ask(place: &mut Place) -> Result<()> {
         for script in ["xl debug-keys q".to_owned(), format!("echo evtchn >$(xenstore-read {})", tty(&domid))] {
             guest.command_ok(&script, wait)?;
             let lines = list(guest).with_context(|| script.clone())?;
-            ensure!(lines.len() == 3 * VCPUS as usize + 2, "`{script}`: {} ports are listed", lines.len());
+            ensure!(lines.len() == PORTS, "`{script}`: {} ports are listed", lines.len());
         }
         guest.wait_heartbeats(1)?;
         guest.power_off()
