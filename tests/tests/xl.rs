@@ -5,7 +5,8 @@
 //! the next. The order is from plain to hard. `steps` are the good ways, `trouble` the others,
 //! `hung` has a vCPU that does not come, `ports` compares the guest's view with Xen's, `phases` looks at what it tells of its suspends,
 //! `hotplug` changes how many vCPUs are up, `channel` suspends through the suspend event channel, `pages` counts what
-//! is written to and runs xl remus, `vectors` looks at registers, `soak` does all of it at random.
+//! is written to and runs xl remus, `vectors` looks at registers, `rogue` has another domain ring without end, `soak` does all
+//! of it at random.
 
 #![forbid(unsafe_code)]
 
@@ -23,6 +24,8 @@ mod phases;
 mod place;
 #[path = "xl/ports.rs"]
 mod ports;
+#[path = "xl/rogue.rs"]
+mod rogue;
 #[path = "xl/soak.rs"]
 mod soak;
 #[path = "xl/steps.rs"]
@@ -103,6 +106,9 @@ fn ladder() -> Vec<(String, Step)> {
         step(&format!("ports::{abi}"), Box::new(move |place| ports::as_xen_has_them(place, &words)));
     }
     step("ports::ways_to_ask", Box::new(ports::ways_to_ask));
+    for abi in ["2l", "fifo"] {
+        step(&format!("rogue::{abi}"), Box::new(move |place| rogue::rings_without_end(place, abi)));
+    }
     let resumes = [Kind::SaveRestore, Kind::Migrate];
     step("phases::resumed", Box::new(move |place| phases::of_every_vcpu(place, &resumes)));
     step("phases::continued", Box::new(|place| phases::of_every_vcpu(place, &[Kind::Checkpoint])));

@@ -37,7 +37,7 @@ pub(crate) fn as_xen_has_them(place: &mut Place, words: &str) -> Result<()> {
             let (name, domid) = (guest.name().to_owned(), domid(guest)?);
             let wait = guest.limits().command;
             guest.command_ok(&format!("xl sysrq {name} e"), wait)?;
-            let ours = list(guest).with_context(|| when.to_owned())?;
+            let (ours, _) = list(guest).with_context(|| when.to_owned())?;
             let log = guest.command_ok("xl debug-keys e && xl dmesg", wait)?;
             let xens = rows_of_xen(&log, &domid)?;
             ensure!(xens.len() == PORTS, "{when}: Xen lists {} ports: {xens:#?}", xens.len());
@@ -85,7 +85,7 @@ pub(crate) fn ways_to_ask(place: &mut Place) -> Result<()> {
         ensure!(left.trim().is_empty(), "{node} is {left:?}");
         for script in ["xl debug-keys q".to_owned(), format!("echo evtchn >$(xenstore-read {})", tty(&domid))] {
             guest.command_ok(&script, wait)?;
-            let lines = list(guest).with_context(|| script.clone())?;
+            let (lines, _) = list(guest).with_context(|| script.clone())?;
             ensure!(lines.len() == PORTS, "`{script}`: {} ports are listed", lines.len());
         }
         guest.wait_heartbeats(1)?;
@@ -93,18 +93,20 @@ pub(crate) fn ways_to_ask(place: &mut Place) -> Result<()> {
     })
 }
 
-fn tty(domid: &str) -> String {
+pub(crate) fn tty(domid: &str) -> String {
     format!("/local/domain/{domid}/console/tty")
 }
 
-/// The lines of the next list of all ports, of which none is lost. Those of single vCPUs do not say what Xen has.
-fn list(guest: &mut Guest<'_>) -> Result<Vec<Line>> {
-    let mut lines = Vec::new();
+/// The lines of the next list of all ports, of which none is lost, and how many heartbeats came before its end. Lines of single vCPUs
+/// do not say what Xen has.
+pub(crate) fn list(guest: &mut Guest<'_>) -> Result<(Vec<Line>, u64)> {
+    let (mut lines, mut heartbeats) = (Vec::new(), 0);
     let word = guest.limits().word;
     let end = guest.wait_for("a list of all ports", word, |said| {
         let line = &said.line;
         match line.event.as_str() {
             "debug-evtchn" => lines.clear(),
+            "heartbeat" => heartbeats += 1,
             "debug-port" if line.get("state").is_some() => lines.push(line.clone()),
             "debug-end" if line.get("cpu").is_none() => return Some(line.clone()),
             _ => {}
@@ -117,7 +119,7 @@ fn list(guest: &mut Guest<'_>) -> Result<Vec<Line>> {
         "{end} after {} lines",
         lines.len()
     );
-    Ok(lines)
+    Ok((lines, heartbeats))
 }
 
 fn rows_of_guest(lines: &[Line]) -> Result<Rows> {

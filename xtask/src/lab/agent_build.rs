@@ -1,4 +1,4 @@
-//! Compiles our programs for dom0: the agent, and `log-dirty`.
+//! Compiles our programs for dom0: the agent, `log-dirty` and `rogue`.
 //!
 //! Owns the way from their sources, which are part of this program, to static executables. Named by a
 //! hash of the sources, so a change is compiled at the next use. The machine's rustc does it: it is there,
@@ -27,6 +27,8 @@ const AGENT: &Sources = &[
 
 const LOG_DIRTY: &Sources = &[("log_dirty_main.rs", include_str!("log_dirty_main.rs"))];
 
+const ROGUE: &Sources = &[("rogue_main.rs", include_str!("rogue_main.rs"))];
+
 /// The compiled agent.
 pub(super) fn agent(cache: &Cache) -> Result<PathBuf> {
     program(cache, "agent", AGENT)
@@ -35,6 +37,11 @@ pub(super) fn agent(cache: &Cache) -> Result<PathBuf> {
 /// The compiled `log-dirty`.
 pub(super) fn log_dirty(cache: &Cache) -> Result<PathBuf> {
     program(cache, "log-dirty", LOG_DIRTY)
+}
+
+/// The compiled `rogue`.
+pub(super) fn rogue(cache: &Cache) -> Result<PathBuf> {
+    program(cache, "rogue", ROGUE)
 }
 
 fn program(cache: &Cache, name: &str, sources: &Sources) -> Result<PathBuf> {

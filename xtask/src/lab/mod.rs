@@ -33,7 +33,7 @@ mod xen;
 pub use apt::require;
 pub use direct::{DirectConfig, DirectEnd, direct};
 pub use peer::{BenchPeer, Peer, bench_peer, peer};
-pub use prepare::{Prepared, log_dirty, packages, prepare};
+pub use prepare::{Prepared, log_dirty, packages, prepare, rogue};
 pub use qemu::Processor;
 pub use size::{Memory, memory_for};
 

@@ -84,6 +84,15 @@ pub fn log_dirty(progress: &dyn Progress) -> Result<Vec<u8>> {
     std::fs::read(&path).with_context(|| format!("reading {}", path.display()))
 }
 
+/// The program that rings guests without end, for any dom0.
+/// # Errors
+/// When it cannot be compiled.
+pub fn rogue(progress: &dyn Progress) -> Result<Vec<u8>> {
+    let cache = Cache::open(&cache::directory(), progress)?;
+    let path = agent_build::rogue(&cache)?;
+    std::fs::read(&path).with_context(|| format!("reading {}", path.display()))
+}
+
 fn make_base(cache: &Cache, directory: &Path, progress: &dyn Progress) -> Result<()> {
     progress.note("fetching dom0's packages");
     let archive = Archive::open(&cache.path("apt"), progress)?;
