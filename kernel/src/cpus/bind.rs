@@ -48,6 +48,11 @@ const ROOM: &str = "the batch has room for all";
 /// A deadline that is past: 1 ns after the host booted. 0 would mean "no timer".
 const AT_ONCE: u64 = 1;
 
+/// Ports of each vcpu: a virq and an IPI.
+const PORTS_PER_CPU: usize = 2;
+/// VIRQ_DEBUG, console, xenstore, the gate of the rendezvous, the suspend event channel.
+const PORTS_BESIDES: usize = 5;
+
 /// How long the roll call may take before the missing are named.
 const PATIENCE_NS: u64 = 5_000_000_000;
 
@@ -77,9 +82,14 @@ impl fmt::Display for CpuError {
             CpuError::ForOthers(NotGiven::Port(error)) | CpuError::Bind(error) => {
                 error.fmt(f)?;
                 match error {
-                    BindError::Refused { errno: Errno::ENOSPC, .. } => f.write_str(
-                        ": the domain has no more ports; raise max_event_channels= in the guest's config (two for each vcpu, and five)",
-                    ),
+                    BindError::Refused { errno: Errno::ENOSPC, .. } => {
+                        let needed = PORTS_PER_CPU * nr() + PORTS_BESIDES;
+                        write!(
+                            f,
+                            ": the domain has no more ports; say max_event_channels={needed} or more in the guest's config (xl allows \
+                             1023 where it says nothing)"
+                        )
+                    }
                     _ => Ok(()),
                 }
             }
