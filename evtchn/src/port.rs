@@ -62,7 +62,7 @@ impl Incarnation {
     }
 
     /// The life after this one. The 2^32nd restore would begin at 1 again.
-    pub(crate) const fn next(self) -> Incarnation {
+    pub const fn next(self) -> Incarnation {
         match self.0.checked_add(1) {
             Some(n) => Incarnation(n),
             None => Incarnation(1),

@@ -7,8 +7,8 @@
 //!
 //! | hypercalls on vcpu 0, but for the suspend itself | before it | after `Resumed` | after `Continued` |
 //! |---|---|---|---|
-//! | rendezvous, while the others come or go | 1 for each 32 others (rings them), 1 or more (dozes) | 1 (opens the gate; makes it at the first in a life) | 1 (opens the gate) |
-//! | quiesced, while all wait | 1 (unmap `shared_info`) | 3 (map it, place `vcpu_info`, ask for the machine's size), and what `resume=` says (none in `parallel`) | 1 (map it) |
+//! | rendezvous, while the others come or go | 1 for each 32 others (rings them), 1 or more (dozes), 1 at the first of all (makes the gate) | 1 (opens the gate) | 1 (opens the gate) |
+//! | quiesced, while all wait | 1 (unmap `shared_info`) | 4 (make the gate, map `shared_info`, place `vcpu_info`, ask for the machine's size), and those of `resume=` (none in `parallel`) | 1 (map it) |
 //! | released, in parallel with the others | | 2 (bind; timer and roll call), 3 for each device port | 1 (timer and roll call) |
 //!
 //! Every other vcpu makes those of the row *released*, in parallel, but for the device ports, and no other before its first task. So what
@@ -270,6 +270,7 @@ impl Steps for Sequence {
 
     fn take_over(&mut self, step: TakeOver, others: &Quiesced, masked: &Masked) -> Result<(), StepError> {
         match step {
+            TakeOver::RenewGate => cpus::renew_gate(others, masked),
             TakeOver::MapSharedInfo => self.map_shared_info()?,
             TakeOver::MaskLegacySlots => mask_legacy_slots(),
             TakeOver::PlaceBootVcpuInfo => cpus::place_vcpu_info(masked).map_err(StepError::Cpu)?,

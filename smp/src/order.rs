@@ -24,6 +24,9 @@ pub enum Prepare {
 /// A step in a new domain, before anybody else is released.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TakeOver {
+    /// All others sleep again until they are released. A restore wakes them, and whoever looks and yields takes its turns
+    /// from vCPU 0, whose work then takes as many times longer as there are vCPUs to a processor.
+    RenewGate,
     /// The new `shared_info`, by the address in `start_info`.
     MapSharedInfo,
     /// As [`Prepare::MaskLegacySlots`], in the new page: placing a `vcpu_info` copies the mask.
@@ -72,7 +75,8 @@ pub const PREPARE: [Row<Prepare>; 4] = [
 ];
 
 /// In a new domain.
-pub const TAKE_OVER: [Row<TakeOver>; 7] = [
+pub const TAKE_OVER: [Row<TakeOver>; 8] = [
+    Row { step: TakeOver::RenewGate, needs: &[] },
     Row { step: TakeOver::MapSharedInfo, needs: &[] },
     Row { step: TakeOver::MaskLegacySlots, needs: &[TakeOver::MapSharedInfo] },
     Row { step: TakeOver::PlaceBootVcpuInfo, needs: &[TakeOver::MaskLegacySlots] },

@@ -27,7 +27,8 @@ pub trait Gate: Relax {
     fn shut(&self) {}
 
     /// From here on no wait begins, and those that have begun last. For the time in which a suspend may strike: a
-    /// wait that began in the new domain would have nobody who ends it. Context: the leader, before its work.
+    /// wait that began in the new domain would have nobody who ends it, until the leader has made a gate there, which
+    /// is part of its work. Context: the leader, before its work.
     fn seal(&self) {}
 
     /// Ends all waits, and those that begin until the next [`shut`](Gate::shut) do not last. Context: the leader, in

@@ -6,7 +6,8 @@
 //! point while stopped is found, and so is an acknowledgement or a release that passes on too little.
 //!
 //! `Xen` stands for the gate's port. A hypercall is one step there, and so is a restore, between any two steps of a
-//! follower: it ends all sleep, and a sleep that begins afterwards on the number of before never ends.
+//! follower: it ends all sleep, and a sleep that begins afterwards on the number of before never ends. On the number of the new
+//! life, once the leader has made it, they sleep again, and nobody but the leader's release wakes them.
 #![cfg(loom)]
 
 mod model;
@@ -125,6 +126,12 @@ impl Sleepers {
         xen.life += 1;
         xen.pending = false;
     }
+
+    /// The leader makes the port of this life. Those that look from now on sleep until it is sent to.
+    fn renew(&self) {
+        let xen = self.xen();
+        self.door.store(xen.life, Relaxed);
+    }
 }
 
 struct World {
@@ -155,7 +162,6 @@ impl Gate for World {
     }
 
     fn open(&self) {
-        // A port of an earlier life is not there any more, and nothing is sent.
         let mut xen = self.sleepers.xen();
         xen.pending = true;
         drop(xen);
@@ -208,6 +214,7 @@ impl World {
         self.rendezvous.run(&masked, &lead, |_, _| {
             if outcome == Outcome::Resumed {
                 self.sleepers.restore();
+                self.sleepers.renew();
             }
             for (_, fragile) in self.fragile().iter() {
                 // All of them stand still: whoever touches its own now is not parked.

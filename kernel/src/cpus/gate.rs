@@ -1,26 +1,28 @@
 //! [`Gate`]: where vcpus sleep that wait in a rendezvous. A port that nobody is interrupted for, and `SCHEDOP_poll` on it: one
 //! send wakes all who wait, and until PENDING is cleared nobody can begin to wait any more, so that no wake-up is lost.
 //!
-//! | | PENDING of the port | [`DOOR`] |
+//! | vcpu 0's | PENDING of the port | [`DOOR`] |
 //! |---|---|---|
 //! | `shut`: all are out, the next rendezvous begins | cleared | the port |
 //! | `seal`: all have arrived, a suspend may strike | clear | 0 |
-//! | `open`: in the same domain | set by the send | 0 |
-//! | `open`: in a new one, in which there is no such port | | 0 |
+//! | [`renew`]: in a new domain, in which there is no such port | clear, of a new one | the new port |
+//! | `open` | set by the send | 0 |
 //!
 //! Xen takes the port's number out of [`DOOR`] inside the hypercall. 0 is no port: the poll fails at once, and the vcpu yields. So a
 //! vcpu on which the suspend strikes just before its poll does not sleep in the new domain, on a number that may be another's
-//! port by then and with a time out of the old host's; one that sleeps is woken by the restore, which keeps no sleep.
+//! port by then and with a time out of the old host's; one that sleeps is woken by the restore, which keeps no sleep. Then all of them
+//! are awake at once, and would look and yield until they are released, each ahead of vcpu 0 as soon as that has run for longer than
+//! they have. So the first thing that vcpu 0 does in a new domain is to make the port anew, on which they sleep as before.
 //!
 //! With the 2-level ABI and with FIFO alike Xen wakes the pollers of a masked port (`evtchn_check_pollers`): it goes through the
 //! vcpus that poll, and only while some do.
 //!
-//! Without a port (the domain has no more, or it is beyond the event pages) all yield. Suspend: *rebuilt* by the next rendezvous.
+//! Without a port (the domain has no more, or it is beyond the event pages) all yield. Suspend: *rebuilt* by [`renew`].
 //! Turned down: `SCHEDOP_block` and an event for each, n hypercalls in place of one, and a vcpu that blocks after a restore has
 //! nobody to wake it.
 
 use evtchn::{Incarnation, PortNr};
-use percpu::{CpuId, Masked};
+use percpu::{CpuId, Masked, Quiesced};
 use smp::Relax;
 use xen_sys::Errno;
 use xen_sys::hypercall::poll::poll_for;
@@ -38,6 +40,9 @@ static DOOR: AtomicU32 = AtomicU32::new(0);
 static PORT: AtomicU32 = AtomicU32::new(0);
 static LIFE: AtomicU32 = AtomicU32::new(Incarnation::NONE.get());
 
+/// Ports below this have an event word with the FIFO ABI from the moment on in which it is in force.
+const FIRST_PAGE: u32 = 1024;
+
 /// See the head of this file.
 pub(crate) struct Gate;
 
@@ -48,10 +53,9 @@ fn port() -> Option<PortNr> {
     PortNr::new(PORT.load(Ordering::Relaxed)).filter(|_| of_this_life)
 }
 
-/// Makes the port, once in a life of the domain. It is masked, as every port is that our tables do not know. Two hypercalls
-/// where it turns out to be of no use, else one.
-fn make_port() -> Option<PortNr> {
-    let life = events::get().incarnation();
+/// Makes the port, once in a life of the domain, if it `is_seen` by both ABIs. It is masked, as every port is that our tables do not
+/// know. Two hypercalls where it turns out to be of no use, else one.
+fn make_port(life: Incarnation, is_seen: impl FnOnce(&PortNr) -> bool) -> Option<PortNr> {
     // ORDERING: Relaxed in all, as in `port`.
     if LIFE.load(Ordering::Relaxed) == life.get() {
         return None;
@@ -60,13 +64,22 @@ fn make_port() -> Option<PortNr> {
     let mut batch = Batch::<1>::new();
     let token = batch.bind_ipi(CpuId::BOOT.vcpu()).expect("the batch has room for one");
     let bound = batch.issue().and_then(|results| results.port(token)).ok();
-    let usable = bound.and_then(PortNr::new).filter(|nr| events::get().forget_pending(*nr));
+    let usable = bound.and_then(PortNr::new).filter(is_seen);
     if let (Some(bound), None) = (bound, usable) {
         // One that cannot be closed is lost until the domain ends.
         let _ = hypercall::close(bound);
     }
     PORT.store(usable.map_or(0, PortNr::get), Ordering::Relaxed);
     usable
+}
+
+/// Makes the gate of a life that has just begun, in which nobody has a port yet but the toolstack, and puts those who wait to sleep.
+/// Events need not be attached: Xen looks at the port when it is sent to, and by then they are. Context: vcpu 0, quiesced.
+pub(super) fn renew(_others: &Quiesced, _masked: &Masked) {
+    let in_first_page = |nr: &PortNr| nr.get() < FIRST_PAGE;
+    let nr = make_port(events::get().incarnation().next(), in_first_page);
+    // ORDERING: Relaxed: read by Xen, in calls that begin after this one and find the port, or before and do not sleep.
+    DOOR.store(nr.map_or(0, PortNr::get), Ordering::Relaxed);
 }
 
 /// As [`smp::Gate::doze`]; `before_the_call` comes between unmasking and the hypercall, where an upcall may strike.
@@ -120,7 +133,10 @@ impl Relax for Gate {
 
 impl smp::Gate for Gate {
     fn shut(&self) {
-        let nr = port().filter(|nr| events::get().forget_pending(*nr)).or_else(make_port);
+        let nr = port().filter(|nr| events::get().forget_pending(*nr)).or_else(|| {
+            let events = events::get();
+            make_port(events.incarnation(), |nr| events.forget_pending(*nr))
+        });
         // ORDERING: Relaxed: published by the phase that asks the others to come.
         DOOR.store(nr.map_or(0, PortNr::get), Ordering::Relaxed);
     }

@@ -165,6 +165,11 @@ pub(crate) fn rendezvous_racy() -> (u64, u64) {
     (HELD.load(Ordering::Relaxed), GIVEN_UP.load(Ordering::Relaxed))
 }
 
+/// [`TakeOver::RenewGate`](smp::order::TakeOver::RenewGate). Context: vCPU 0, quiesced. One hypercall.
+pub(crate) fn renew_gate(others: &Quiesced, masked: &Masked) {
+    gate::renew(others, masked);
+}
+
 /// Has an event strike a wait of vcpu 0's where it is hardest to see. Context: vcpu 0, no rendezvous on.
 ///
 /// # Errors

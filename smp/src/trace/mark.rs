@@ -55,6 +55,8 @@ pub enum Mark {
     EventsReattached,
     /// vCPU 0: [`Prepare::MaskLegacySlots`] is undone, for which there is nothing to do.
     LegacyLeft,
+    /// vCPU 0: [`TakeOver::RenewGate`] is done.
+    GateRenewed,
     /// vCPU 0: [`TakeOver::MapSharedInfo`] is done.
     SharedInfoMapped,
     /// vCPU 0: [`TakeOver::MaskLegacySlots`] is done.
@@ -94,7 +96,7 @@ pub enum Mark {
 }
 
 /// Every mark, and what it is called in lines of the console, where `_ns` follows.
-const NAMES: [(Mark, &str); 38] = [
+const NAMES: [(Mark, &str); 39] = [
     (Mark::Asked, "asked"),
     (Mark::Answered, "answered"),
     (Mark::Quiet, "quiet"),
@@ -115,6 +117,7 @@ const NAMES: [(Mark, &str); 38] = [
     (Mark::SharedInfoRemapped, "shared_info_remapped"),
     (Mark::EventsReattached, "events_reattached"),
     (Mark::LegacyLeft, "legacy_left"),
+    (Mark::GateRenewed, "gate_renewed"),
     (Mark::SharedInfoMapped, "shared_info_mapped"),
     (Mark::NewLegacyMasked, "new_legacy_masked"),
     (Mark::VcpuInfoPlaced, "vcpu_info_placed"),
@@ -191,6 +194,7 @@ impl Mark {
     /// This step in the new domain is done.
     pub fn took_over(step: TakeOver) -> Mark {
         match step {
+            TakeOver::RenewGate => Mark::GateRenewed,
             TakeOver::MapSharedInfo => Mark::SharedInfoMapped,
             TakeOver::MaskLegacySlots => Mark::NewLegacyMasked,
             TakeOver::PlaceBootVcpuInfo => Mark::VcpuInfoPlaced,
@@ -231,6 +235,7 @@ impl Mark {
             | Mark::SharedInfoRemapped
             | Mark::EventsReattached
             | Mark::LegacyLeft
+            | Mark::GateRenewed
             | Mark::SharedInfoMapped
             | Mark::NewLegacyMasked
             | Mark::VcpuInfoPlaced

@@ -3,7 +3,7 @@
 //! | word, bits 0..=5 | 6..=63 | meaning |
 //! |---|---|---|
 //! | 0 | number | a record begins; what follows is of suspend `number` |
-//! | 1..=38 | the TSC, its lowest 58 bits | [`Mark::code`], reached then |
+//! | 1..=39 | the TSC, its lowest 58 bits | [`Mark::code`], reached then |
 //!
 //! 58 bits of a TSC of 4 GHz last 2.2 years; a reader that knows the TSC of about that time makes up for the rest
 //! ([`Stamp::near`]).

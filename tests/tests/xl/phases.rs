@@ -27,7 +27,8 @@ const LEADER_BEFORE: [Mark; 13] = [
     Mark::Suspending,
     Mark::Back,
 ];
-const TAKEN_OVER: [Mark; 7] = [
+const TAKEN_OVER: [Mark; 8] = [
+    Mark::GateRenewed,
     Mark::SharedInfoMapped,
     Mark::NewLegacyMasked,
     Mark::VcpuInfoPlaced,

@@ -48,6 +48,7 @@ fn of(mark: Mark) -> Look {
         Mark::SharedInfoRemapped => ("shared_info mapped again", "#5fb878"),
         Mark::EventsReattached => ("events attached again", "#2f8f52"),
         Mark::LegacyLeft => ("legacy slots left masked", "#1f6f3d"),
+        Mark::GateRenewed => ("the others put to sleep again", "#d3f0c8"),
         Mark::SharedInfoMapped => ("new shared_info mapped", "#5fb878"),
         Mark::NewLegacyMasked => ("its legacy slots masked", "#b7e3c0"),
         Mark::VcpuInfoPlaced => ("vCPU 0's vcpu_info placed", "#2f8f52"),
