@@ -98,10 +98,8 @@ impl Xen {
     fn event_channel_op(&self, operation: u64, argument: Argument) -> Option<Argument> {
         // SAFETY: aligned and long enough (XE1).
         unsafe { self.argument.write(argument) };
-        let mut call = Hypercall {
-            op: HYPERVISOR_EVENT_CHANNEL_OP,
-            arguments: [operation, self.argument.addr() as u64, 0, 0, 0],
-        };
+        let mut call =
+            Hypercall { op: HYPERVISOR_EVENT_CHANNEL_OP, arguments: [operation, self.argument.addr() as u64, 0, 0, 0] };
         // SAFETY: the request takes a `Hypercall`, of which Xen reads and writes the argument (XE1).
         let done = unsafe { ioctl(self.privcmd.as_raw_fd(), IOCTL_PRIVCMD_HYPERCALL, (&raw mut call).cast()) };
         // SAFETY: as it was written, and Xen has written numbers into it.
