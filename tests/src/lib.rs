@@ -7,7 +7,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, anyhow};
@@ -67,13 +67,15 @@ impl Invocation {
     }
 }
 
-/// A session for the test program `name`, logging where `cargo xtask test` says or else in `target/logs/`.
+/// A session for the test program, or the lab, of this name, logging beside where `cargo xtask test` says or else in `target/logs/`.
 ///
 /// # Errors
 /// When the directory cannot be made.
 pub fn session(name: &str) -> Result<Session> {
-    let logs = std::env::var_os(LOGS_VARIABLE)
-        .map_or_else(|| cargo::results_dir().join("logs").join(format!("test-{name}")), PathBuf::from);
+    let logs = std::env::var_os(LOGS_VARIABLE).map_or_else(
+        || cargo::results_dir().join("logs").join(format!("test-{name}")),
+        |of_layer| Path::new(&of_layer).with_file_name(name),
+    );
     Session::at(logs)
 }
 

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tests::{Transcript, build, session};
-use xtask::commands::put_file;
+use xtask::commands::{Session, put_file};
 use xtask::drive::cycles::Expect;
 use xtask::drive::domain::clear;
 use xtask::drive::guest::{Guest, Limits};
 use xtask::host::Host;
 use xtask::lab::{Lab, LabConfig, Processor, memory_for};
+use xtask::progress::Terminal;
 use xtask::xlcfg::{self, GuestConfig};
 
 /// The largest guest of the ladder; the lab's memory is for two of them.
@@ -24,7 +25,8 @@ pub(crate) struct Place {
     host: Lab,
     image: PathBuf,
     kernel: String,
-    logs: PathBuf,
+    /// Kept: the next one of this name would empty its logs.
+    session: Session,
     guests: u32,
     /// What xenstore held before the first guest.
     nodes_before: Vec<String>,
@@ -51,7 +53,12 @@ impl Place {
         let mut host = Lab::boot_on(processor, &config, &session.terminal)?;
         let kernel = put_file(&mut host, "stasis.elf", &image)?;
         let nodes_before = nodes(&mut host)?;
-        Ok(Place { host, image, kernel, logs: session.logs, guests: 0, nodes_before })
+        Ok(Place { host, image, kernel, session, guests: 0, nodes_before })
+    }
+
+    /// What takes long is shown there.
+    pub(crate) fn terminal(&self) -> &Terminal {
+        &self.session.terminal
     }
 
     /// Where the guests run.
@@ -62,7 +69,7 @@ impl Place {
     /// The kernel in dom0 and here, and where the logs go: for who makes guests otherwise. One is known to have been made.
     pub(crate) fn kernel(&mut self) -> (String, PathBuf, PathBuf) {
         self.guests += 1;
-        (self.kernel.clone(), self.image.clone(), self.logs.clone())
+        (self.kernel.clone(), self.image.clone(), self.session.logs.clone())
     }
 
     /// Starts a guest, waits until it is online and beats, lets `work` do its worst, and makes sure that
@@ -95,7 +102,7 @@ impl Place {
             cmdline: xlcfg::cmdline("heartbeat", words),
         };
         let beats = Expect::from_cmdline(&config.cmdline).heartbeat;
-        let mut transcript = Transcript::open(&self.logs, &format!("guest-{name}"))?;
+        let mut transcript = Transcript::open(&self.session.logs, &format!("guest-{name}"))?;
         let mut show = |line: &str| transcript.line(line);
         let limits = Limits::for_guest(vcpus, memory_mib);
         let image = Some(self.image.clone());

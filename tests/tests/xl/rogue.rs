@@ -8,7 +8,6 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
-use tests::session;
 use xtask::contract::Event;
 use xtask::drive::cycles::{Kind, suspend};
 use xtask::drive::guest::Guest;
@@ -32,7 +31,7 @@ const UNTIL_A_SECOND: u64 = 13;
 /// that are sent. The guest is checkpointed, saved and restored meanwhile, the storm going on in the new domain. When it is over
 /// nothing is missing.
 pub(crate) fn rings_without_end(place: &mut Place, abi: &str) -> Result<()> {
-    let program = lab::rogue(&session("xl-rogue")?.terminal)?;
+    let program = lab::rogue(place.terminal())?;
     let path = place.host().put("rogue", &program)?;
     place.with_guest_of(&format!("evtchn={abi}"), VCPUS, 32, |guest| {
         start(guest, &path)?;
