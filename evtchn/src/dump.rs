@@ -54,6 +54,8 @@ pub enum PortKind {
     Intent(Intent),
     /// A device, whose action has this context.
     Device(usize),
+    /// Nothing that our tables have; it is polled, says who does so.
+    Polled,
     /// Nothing: our tables do not have it.
     None,
 }
@@ -63,6 +65,7 @@ impl fmt::Display for PortKind {
         match self {
             PortKind::Intent(intent) => intent.fmt(f),
             PortKind::Device(context) => write!(f, "device{context}"),
+            PortKind::Polled => f.write_str("polled"),
             PortKind::None => f.write_str("none"),
         }
     }

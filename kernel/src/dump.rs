@@ -14,7 +14,7 @@
 //! ends with a line `debug-end` that says how many ports there were and how many lines were lost meanwhile, by anybody; and no
 //! upcall shows more than [`SHOWN_MAX`] of them.
 
-use evtchn::{PortState, Step};
+use evtchn::{PortKind, PortState, Step};
 use percpu::{CpuId, PerCpu};
 use smp::{CallNode, NotPosted};
 use spin::Once;
@@ -78,7 +78,10 @@ pub(crate) async fn list_ports() -> Listed {
     let mut whole = true;
     while whole {
         match survey.step() {
-            Step::Port(port) => {
+            Step::Port(mut port) => {
+                if cpus::is_gate(port.nr) {
+                    port.kind = PortKind::Polled;
+                }
                 print_port(&port);
                 ports += 1;
             }

@@ -47,7 +47,7 @@ const FIRST_PAGE: u32 = 1024;
 pub(crate) struct Gate;
 
 /// The port of this life of the domain. Context: vcpu 0.
-fn port() -> Option<PortNr> {
+pub(super) fn port() -> Option<PortNr> {
     // ORDERING: Relaxed twice, written by this CPU.
     let of_this_life = LIFE.load(Ordering::Relaxed) == events::get().incarnation().get();
     PortNr::new(PORT.load(Ordering::Relaxed)).filter(|_| of_this_life)

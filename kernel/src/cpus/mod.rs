@@ -17,7 +17,7 @@ mod park;
 
 use core::fmt;
 
-use evtchn::Ipi;
+use evtchn::{Ipi, PortNr};
 use percpu::{CpuId, Masked, PerCpu, Quiesced};
 use smp::trace::Mark;
 use smp::{Clock, Delivery, Hotplug, Kind, Kinds, Lead, Limits, Mail, Missing, Outcome, Rendezvous, RollCall};
@@ -168,6 +168,11 @@ pub(crate) fn rendezvous_racy() -> (u64, u64) {
 /// [`TakeOver::RenewGate`](smp::order::TakeOver::RenewGate). Context: vCPU 0, quiesced. One hypercall.
 pub(crate) fn renew_gate(others: &Quiesced, masked: &Masked) {
     gate::renew(others, masked);
+}
+
+/// Whether `nr` is what those poll who wait in a rendezvous. Context: vcpu 0.
+pub(crate) fn is_gate(nr: PortNr) -> bool {
+    gate::port() == Some(nr)
 }
 
 /// Has an event strike a wait of vcpu 0's where it is hardest to see. Context: vcpu 0, no rendezvous on.

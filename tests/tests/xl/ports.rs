@@ -29,18 +29,20 @@ type Rows = BTreeMap<u32, Row>;
 /// `ECS_*` of xen/include/xen/sched.h, as far as a port of a guest's comes to it.
 const STATES: [(u32, &str); 5] = [(2, "unbound"), (3, "interdomain"), (4, "pirq"), (5, "virq"), (6, "ipi")];
 
-/// Asked by `xl sysrq`, at first and after a restore, the guest lists the ports that Xen lists for it: the same ports, vCPUs
+/// Asked by `xl sysrq`, at first and after a restore, with which the gate of the rendezvous is there too, the guest lists the ports that Xen lists for it: the same ports, vCPUs
 /// and kinds, and all of them for something.
 pub(crate) fn as_xen_has_them(place: &mut Place, words: &str) -> Result<()> {
     place.with_guest_of(words, VCPUS, 32, |guest| {
-        for when in ["at first", "after a restore"] {
+        for (when, gates) in [("at first", 0), ("after a restore", 1)] {
             let (name, domid) = (guest.name().to_owned(), domid(guest)?);
             let wait = guest.limits().command;
             guest.command_ok(&format!("xl sysrq {name} e"), wait)?;
             let (ours, _) = list(guest).with_context(|| when.to_owned())?;
             let log = guest.command_ok("xl debug-keys e && xl dmesg", wait)?;
             let xens = rows_of_xen(&log, &domid)?;
-            ensure!(xens.len() == PORTS, "{when}: Xen lists {} ports: {xens:#?}", xens.len());
+            ensure!(xens.len() == PORTS + gates, "{when}: Xen lists {} ports: {xens:#?}", xens.len());
+            let polled = ours.iter().filter(|line| line.get("kind") == Some("polled")).count();
+            ensure!(polled == gates, "{when}: {polled} ports are polled");
             let ours = rows_of_guest(&ours)?;
             ensure!(ours == xens, "{when}: the guest lists {ours:#?}, Xen {xens:#?}");
             if when == "at first" {
@@ -133,7 +135,7 @@ fn rows_of_guest(lines: &[Line]) -> Result<Rows> {
             let kind = line.get("kind").with_context(|| format!("no kind= in `{line}`"))?;
             let (state, rest, kinds): (_, Vec<u32>, &[&str]) = match line.get("state") {
                 Some("virq") => ("virq", vec![number("virq")?], &[["timer", "debug"][number("virq")? as usize % 2]]),
-                Some("ipi") => ("ipi", vec![], &["ipi-call"]),
+                Some("ipi") => ("ipi", vec![], &["ipi-call", "polled"]),
                 Some("interdomain") => ("interdomain", vec![number("dom")?, number("peer")?], &["device0", "device1"]),
                 state => bail!("a guest of ours has no port that is {state:?}: `{line}`"),
             };
