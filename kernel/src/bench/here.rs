@@ -12,6 +12,9 @@ use crate::time::tsc;
 /// Samples of what is over at once.
 const MANY: u32 = 2000;
 
+/// A matter of seconds; what is awaited is on its way.
+const LOOKS_MAX: u32 = 100_000_000;
+
 /// When the handler was entered last.
 static HANDLED_TSC: AtomicU64 = AtomicU64::new(0);
 
@@ -48,6 +51,19 @@ struct Sample {
     after: u64,
 }
 
+/// Returns once the handler has run as often as was `sent`, which it has at once but for a rare chance: Xen has set the selector's
+/// bit for another port's event on another processor, so that it leaves ours to that, and has not yet raised the upcall there. Seen
+/// once, with the console's. Whether there was anything to wait for.
+fn wait_until_handled(ports: &Loopback, sent: u64) -> bool {
+    let mut looks = 0_u32;
+    while ports.count() != sent {
+        looks += 1;
+        assert!(looks < LOOKS_MAX, "of {sent} events {} were handled", ports.count());
+        core::hint::spin_loop();
+    }
+    looks > 0
+}
+
 async fn event(report: &mut Report, ticks: impl Fn(&Sample) -> u64) {
     let port = match Loopback::new(1, percpu::current(), handler).await {
         Ok(port) => port,
@@ -57,10 +73,11 @@ async fn event(report: &mut Report, ticks: impl Fn(&Sample) -> u64) {
     report.measure(&[], MANY, || {
         let before = tsc();
         port.send();
-        let after = tsc();
+        let mut after = tsc();
         sent += 1;
-        // Xen delivers on its way out of the send.
-        assert_eq!(port.count(), sent, "an event to this vcpu was not handled within the send");
+        if wait_until_handled(&port, sent) {
+            after = tsc();
+        }
         let handled = HANDLED_TSC.load(Ordering::Relaxed); // ORDERING: Relaxed, as above.
         ticks(&Sample { before, handled, after })
     });
@@ -83,8 +100,8 @@ pub(super) async fn drain(report: &mut Report) {
             let before = tsc();
             drop(masked);
             sent += k as u64;
+            wait_until_handled(&ports, sent);
             HANDLED_TSC.load(Ordering::Relaxed).saturating_sub(before) / k as u64 // ORDERING: Relaxed, as above.
         });
-        assert_eq!(ports.count(), sent, "events of {k} ports were lost or doubled");
     }
 }
