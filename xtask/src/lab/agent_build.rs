@@ -25,9 +25,11 @@ const AGENT: &Sources = &[
     ("tail.rs", include_str!("tail.rs")),
 ];
 
-const LOG_DIRTY: &Sources = &[("log_dirty_main.rs", include_str!("log_dirty_main.rs"))];
+const PRIVCMD: (&str, &str) = ("privcmd.rs", include_str!("privcmd.rs"));
 
-const ROGUE: &Sources = &[("rogue_main.rs", include_str!("rogue_main.rs"))];
+const LOG_DIRTY: &Sources = &[("log_dirty_main.rs", include_str!("log_dirty_main.rs")), PRIVCMD];
+
+const ROGUE: &Sources = &[("rogue_main.rs", include_str!("rogue_main.rs")), PRIVCMD];
 
 /// The compiled agent.
 pub(super) fn agent(cache: &Cache) -> Result<PathBuf> {

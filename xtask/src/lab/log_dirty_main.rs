@@ -4,16 +4,16 @@
 //! tells what has been written since then or the last `take`, and cleans it: `dirty=N pages=N pfns=1,7-9`. It is what the saver of a
 //! migration asks for, page for page. What Xen and backends write through mappings of their own is not in it.
 //!
-//! Turned down: libxenctrl, whose headers and libraries would have to be there when this is compiled; to count what `xl -v migrate`
-//! prints, which says how many pages were sent, for a time that is not known.
+//! Turned down: to count what `xl -v migrate` prints, which says how many pages were sent, for a time that is not known.
 //!
-//! Source: xen/include/public/domctl.h, and linux/include/uapi/xen/privcmd.h.
+//! Source: xen/include/public/domctl.h.
 
-use std::ffi::{c_int, c_long, c_ulong, c_void};
-use std::fs::File;
+mod privcmd;
+
 use std::io::{Error, Result};
-use std::os::fd::AsRawFd;
 use std::process::ExitCode;
+
+use privcmd::{PAGE, Privcmd, pages};
 
 const HYPERVISOR_DOMCTL: u64 = 36;
 /// Xen 4.17's. Another one is refused by Xen with EACCES.
@@ -23,19 +23,8 @@ const OP_OFF: u32 = 0;
 const OP_ENABLE_LOGDIRTY: u32 = 2;
 const OP_CLEAN: u32 = 11;
 
-/// `_IOC(_IOC_NONE, 'P', 0, sizeof(struct privcmd_hypercall))`
-const IOCTL_PRIVCMD_HYPERCALL: c_ulong = 0x0030_5000;
-
-const PAGE: usize = 4096;
 /// For a domain of 16 GiB: 512 KiB.
 const BITMAP_PAGES: usize = 128;
-
-/// `struct privcmd_hypercall`
-#[repr(C)]
-struct Hypercall {
-    op: u64,
-    arguments: [u64; 5],
-}
 
 /// `struct xen_domctl` with its member for XEN_DOMCTL_shadow_op; the union is 128 bytes long.
 #[repr(C)]
@@ -55,21 +44,9 @@ struct ShadowOp {
     rest: [u64; 11],
 }
 
-const _: () = assert!(size_of::<Hypercall>() == 48 && size_of::<ShadowOp>() == 16 + 128);
+const _: () = assert!(size_of::<ShadowOp>() == 16 + 128);
 
-unsafe extern "C" {
-    fn ioctl(file: c_int, request: c_ulong, argument: *mut c_void) -> c_int;
-    fn mmap(
-        address: *mut c_void,
-        length: usize,
-        protection: c_int,
-        flags: c_int,
-        file: c_int,
-        offset: c_long,
-    ) -> *mut c_void;
-}
-
-/// Memory that Xen can write to: the kernel neither moves it nor takes it away. Mapped until the program ends.
+/// Memory for the operation and its bitmap.
 ///
 /// - BU1: `start` is page-aligned and `1 + BITMAP_PAGES` pages long, ours alone but for Xen during a hypercall.
 struct Buffer {
@@ -78,13 +55,7 @@ struct Buffer {
 
 impl Buffer {
     fn new() -> Result<Buffer> {
-        const READ_WRITE: c_int = 3;
-        const SHARED: c_int = 1;
-        let file = File::options().read(true).write(true).open("/dev/xen/hypercall")?;
-        // SAFETY: a new mapping, where the kernel finds room.
-        let start =
-            unsafe { mmap(std::ptr::null_mut(), (1 + BITMAP_PAGES) * PAGE, READ_WRITE, SHARED, file.as_raw_fd(), 0) };
-        if start.addr() == usize::MAX { Err(Error::last_os_error()) } else { Ok(Buffer { start: start.cast() }) }
+        pages(1 + BITMAP_PAGES).map(|start| Buffer { start })
     }
 
     fn call(&self) -> *mut ShadowOp {
@@ -114,13 +85,9 @@ impl Buffer {
         };
         // SAFETY: aligned and long enough (BU1).
         unsafe { self.call().write(call) };
-        let mut hypercall = Hypercall { op: HYPERVISOR_DOMCTL, arguments: [self.call().addr() as u64, 0, 0, 0, 0] };
-        let privcmd = File::options().read(true).write(true).open("/dev/xen/privcmd")?;
-        // SAFETY: the request takes a `Hypercall`, of which Xen reads and writes the `ShadowOp` and, for OP_CLEAN, the bitmap (BU1).
-        let done = unsafe { ioctl(privcmd.as_raw_fd(), IOCTL_PRIVCMD_HYPERCALL, (&raw mut hypercall).cast()) };
-        if done != 0 {
-            return Err(Error::last_os_error());
-        }
+        let arguments = [self.call().addr() as u64, 0, 0, 0, 0];
+        // SAFETY: Xen reads and writes the `ShadowOp` and, for OP_CLEAN, the bitmap (BU1).
+        unsafe { Privcmd::open()?.call(HYPERVISOR_DOMCTL, arguments) }?;
         // SAFETY: as it was written, and Xen has written numbers into it.
         let answer = unsafe { self.call().read() };
         let bytes = usize::try_from(answer.pages.div_ceil(8)).unwrap_or(usize::MAX).min(BITMAP_PAGES * PAGE);

@@ -8,14 +8,16 @@
 //! The hypercall goes through privcmd: Xen lets a domain send on any of its ports, whereas the evtchn device lets a process do so
 //! on its own only. Turned down: a port that the guest offers for the purpose, as no guest has such ports but for tests.
 //!
-//! Source: xen/include/public/event_channel.h, and linux/include/uapi/xen/privcmd.h.
+//! Source: xen/include/public/event_channel.h.
 
-use std::ffi::{c_int, c_long, c_ulong, c_void};
-use std::fs::File;
-use std::io::{Error, Result, Write};
-use std::os::fd::AsRawFd;
+mod privcmd;
+
+use std::ffi::c_int;
+use std::io::{Result, Write};
 use std::path::Path;
 use std::process::ExitCode;
+
+use privcmd::{Privcmd, pages};
 
 const HYPERVISOR_EVENT_CHANNEL_OP: u64 = 32;
 const OP_SEND: u64 = 4;
@@ -23,23 +25,11 @@ const OP_STATUS: u64 = 5;
 const DOMID_SELF: u16 = 0x7ff0;
 const STATUS_INTERDOMAIN: u32 = 2;
 
-/// `_IOC(_IOC_NONE, 'P', 0, sizeof(struct privcmd_hypercall))`
-const IOCTL_PRIVCMD_HYPERCALL: c_ulong = 0x0030_5000;
-
-const PAGE: usize = 4096;
-
 /// Ports of dom0 that are looked at. Xen gives out the lowest that are free, and the lab's dom0 has some dozens.
 const PORTS: u32 = 512;
 
 /// Rounds of rings between two looks at which ports there are, and at whether it is to end.
 const ROUNDS: u32 = 2000;
-
-/// `struct privcmd_hypercall`
-#[repr(C)]
-struct Hypercall {
-    op: u64,
-    arguments: [u64; 5],
-}
 
 /// `struct evtchn_status`, and `struct evtchn_send`, which is a port alone.
 #[repr(C)]
@@ -60,50 +50,34 @@ struct Status {
     other_port: u32,
 }
 
-const _: () = assert!(size_of::<Hypercall>() == 48 && size_of::<Status>() == 24);
+const _: () = assert!(size_of::<Status>() == 24);
 
 unsafe extern "C" {
     safe fn nice(increment: c_int) -> c_int;
-    fn ioctl(file: c_int, request: c_ulong, argument: *mut c_void) -> c_int;
-    fn mmap(
-        address: *mut c_void,
-        length: usize,
-        protection: c_int,
-        flags: c_int,
-        file: c_int,
-        offset: c_long,
-    ) -> *mut c_void;
 }
 
 /// The way to Xen.
 ///
 /// - XE1: `argument` points to a page that the kernel neither moves nor takes away, ours alone but for Xen during a hypercall.
 struct Xen {
-    privcmd: File,
+    privcmd: Privcmd,
     argument: *mut Argument,
 }
 
 impl Xen {
     fn open() -> Result<Xen> {
-        const READ_WRITE: c_int = 3;
-        const SHARED: c_int = 1;
-        let privcmd = File::options().read(true).write(true).open("/dev/xen/privcmd")?;
-        let memory = File::options().read(true).write(true).open("/dev/xen/hypercall")?;
-        // SAFETY: a new mapping, where the kernel finds room. It lasts until the program ends.
-        let page = unsafe { mmap(std::ptr::null_mut(), PAGE, READ_WRITE, SHARED, memory.as_raw_fd(), 0) };
-        if page.addr() == usize::MAX { Err(Error::last_os_error()) } else { Ok(Xen { privcmd, argument: page.cast() }) }
+        Ok(Xen { privcmd: Privcmd::open()?, argument: pages(1)?.cast() })
     }
 
     /// One operation on event channels. `None` where Xen refuses it: ports come and go.
     fn event_channel_op(&self, operation: u64, argument: Argument) -> Option<Argument> {
         // SAFETY: aligned and long enough (XE1).
         unsafe { self.argument.write(argument) };
-        let mut call =
-            Hypercall { op: HYPERVISOR_EVENT_CHANNEL_OP, arguments: [operation, self.argument.addr() as u64, 0, 0, 0] };
-        // SAFETY: the request takes a `Hypercall`, of which Xen reads and writes the argument (XE1).
-        let done = unsafe { ioctl(self.privcmd.as_raw_fd(), IOCTL_PRIVCMD_HYPERCALL, (&raw mut call).cast()) };
+        let arguments = [operation, self.argument.addr() as u64, 0, 0, 0];
+        // SAFETY: Xen reads and writes the argument (XE1).
+        unsafe { self.privcmd.call(HYPERVISOR_EVENT_CHANNEL_OP, arguments) }.ok()?;
         // SAFETY: as it was written, and Xen has written numbers into it.
-        (done == 0).then(|| unsafe { self.argument.read() })
+        Some(unsafe { self.argument.read() })
     }
 
     /// Our ports whose other end is another domain's.
