@@ -213,13 +213,24 @@ impl Store {
         &self,
         body: impl AsyncFn(&Scope<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
+        let body = &body;
+        self.attempts(|open| async move {
+            let value = body(&open.scope()).await?;
+            open.commit().await.map(|()| value)
+        })
+        .await
+    }
+
+    /// Hands open transactions to `attempt`, which is to commit them, one after the other until one does not end in EAGAIN.
+    /// Turned down: `AsyncFn`, as bodies are. Where one is inside of the other, the compiler finds the future no more `Send`.
+    /// # Errors
+    /// As for [`Store::transaction`].
+    pub(crate) async fn attempts<'a, T, F: Future<Output = Result<T, StoreError>>>(
+        &'a self,
+        attempt: impl Fn(Open<'a>) -> F,
+    ) -> Result<T, StoreError> {
         for _ in 0..TRIES_MAX {
-            let open = Open::start(self).await?;
-            let outcome = match body(&open.scope()).await {
-                Ok(value) => open.commit().await.map(|()| value),
-                Err(error) => Err(error),
-            };
-            match outcome {
+            match attempt(Open::start(self).await?).await {
                 Err(error) if error.is(Errno::EAGAIN) => {}
                 outcome => return outcome,
             }
@@ -237,7 +248,7 @@ pub(crate) struct Open<'a> {
 }
 
 impl<'a> Open<'a> {
-    pub(crate) async fn start(store: &'a Store) -> Result<Self, StoreError> {
+    async fn start(store: &'a Store) -> Result<Self, StoreError> {
         let (reply, epoch) = store.outside().call(Kind::TransactionStart, "", &[b"\0"]).await?;
         let id = wire::transaction_id(&reply).map_err(failed(Kind::TransactionStart, ""))?;
         Ok(Self { store, id, epoch, over: false })

@@ -7,10 +7,9 @@
 use futures_lite::future::zip;
 use xen_sys::Errno;
 
-use crate::error::{Cause, StoreError};
-use crate::scope::{Open, TRIES_MAX, failed};
+use crate::error::StoreError;
+use crate::scope::Open;
 use crate::store::Store;
-use crate::wire::Kind;
 
 /// Takes what `parse` makes of the value at `node`, and leaves the node empty. `None`: there is nothing, or no node, and nothing is
 /// written.
@@ -23,21 +22,22 @@ pub(crate) async fn take<T>(
     node: &str,
     parse: impl Fn(&[u8]) -> Option<T>,
 ) -> Result<Option<T>, StoreError> {
-    for _ in 0..TRIES_MAX {
-        let open = Open::start(store).await?;
-        let value = match open.scope().read_bytes(node).await {
-            Ok(value) => parse(&value),
-            Err(error) if error.is(Errno::ENOENT) => None,
-            Err(error) if error.is(Errno::EAGAIN) => continue,
-            Err(error) => return Err(error),
-        };
-        let committed = if value.is_some() { cleared(open, node).await } else { open.commit().await };
-        match committed {
-            Err(error) if error.is(Errno::EAGAIN) => {}
-            committed => return committed.map(|()| value),
-        }
-    }
-    Err(failed(Kind::TransactionEnd, "")(Cause::Conflict { tries: TRIES_MAX }))
+    let parse = &parse;
+    store
+        .attempts(|open| async move {
+            let value = match open.scope().read_bytes(node).await {
+                Ok(value) => parse(&value),
+                Err(error) if error.is(Errno::ENOENT) => None,
+                Err(error) => return Err(error),
+            };
+            if value.is_some() {
+                cleared(open, node).await?;
+            } else {
+                open.commit().await?;
+            }
+            Ok(value)
+        })
+        .await
 }
 
 /// Empties the node and commits, both sent before either is answered.
