@@ -38,7 +38,7 @@ pub(crate) fn remus(place: &mut Place, words: &str, via: &str) -> Result<()> {
 pub(crate) fn budget(place: &mut Place) -> Result<()> {
     const SECONDS: u32 = 5;
     const RESTORE_BUDGET: u64 = 32 + 4 * VCPUS as u64;
-    let program = lab::log_dirty(place.terminal())?;
+    let program = lab::program(lab::Program::LogDirty, place.terminal())?;
     let log_dirty = LogDirty::put(place.host(), &program)?;
     place.with_guest_of("workload=idle", VCPUS, 32, |guest| {
         let idle = log_dirty.within(guest, SECONDS)?;

@@ -31,8 +31,8 @@ const UNTIL_A_SECOND: u64 = 13;
 /// that are sent. The guest is checkpointed, saved and restored meanwhile, the storm going on in the new domain. When it is over
 /// nothing is missing.
 pub(crate) fn rings_without_end(place: &mut Place, abi: &str) -> Result<()> {
-    let program = lab::rogue(place.terminal())?;
-    let path = place.host().put("rogue", &program)?;
+    let program = lab::program(lab::Program::Rogue, place.terminal())?;
+    let path = place.host().put(lab::Program::Rogue.name(), &program)?;
     place.with_guest_of(&format!("evtchn={abi}"), VCPUS, 32, |guest| {
         start(guest, &path)?;
         let outcome = under_the_storm(guest);

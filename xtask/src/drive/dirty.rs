@@ -13,6 +13,7 @@ use crate::drive::cycles::{Kind, Suspend, came_back};
 use crate::drive::domain::image;
 use crate::drive::guest::Guest;
 use crate::host::Host;
+use crate::lab::Program;
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -37,7 +38,7 @@ impl LogDirty {
     /// # Errors
     /// The host's.
     pub fn put(host: &mut dyn Host, program: &[u8]) -> Result<LogDirty> {
-        let path = host.put("log-dirty", program)?;
+        let path = host.put(Program::LogDirty.name(), program)?;
         host.sh(&format!("chmod 755 {path}"), LIMIT)?.expect_ok("chmod")?;
         Ok(LogDirty { path })
     }

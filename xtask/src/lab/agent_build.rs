@@ -25,28 +25,44 @@ const AGENT: &Sources = &[
     ("tail.rs", include_str!("tail.rs")),
 ];
 
-const PRIVCMD: (&str, &str) = ("privcmd.rs", include_str!("privcmd.rs"));
+/// Programs for dom0 that are compiled when they are first wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// Tells which pages a domain writes to; for Xen 4.17.
+    LogDirty,
+    /// Rings guests' ports without end.
+    Rogue,
+}
 
-const LOG_DIRTY: &Sources = &[("log_dirty_main.rs", include_str!("log_dirty_main.rs")), PRIVCMD];
+impl Program {
+    /// Its file's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Program::LogDirty => "log-dirty",
+            Program::Rogue => "rogue",
+        }
+    }
 
-const ROGUE: &Sources = &[("rogue_main.rs", include_str!("rogue_main.rs")), PRIVCMD];
+    fn sources(self) -> [(&'static str, &'static str); 2] {
+        let main = match self {
+            Program::LogDirty => ("log_dirty_main.rs", include_str!("log_dirty_main.rs")),
+            Program::Rogue => ("rogue_main.rs", include_str!("rogue_main.rs")),
+        };
+        [main, ("privcmd.rs", include_str!("privcmd.rs"))]
+    }
+
+    /// Compiled.
+    pub(super) fn compiled(self, cache: &Cache) -> Result<PathBuf> {
+        compiled(cache, self.name(), &self.sources())
+    }
+}
 
 /// The compiled agent.
 pub(super) fn agent(cache: &Cache) -> Result<PathBuf> {
-    program(cache, "agent", AGENT)
+    compiled(cache, "agent", AGENT)
 }
 
-/// The compiled `log-dirty`.
-pub(super) fn log_dirty(cache: &Cache) -> Result<PathBuf> {
-    program(cache, "log-dirty", LOG_DIRTY)
-}
-
-/// The compiled `rogue`.
-pub(super) fn rogue(cache: &Cache) -> Result<PathBuf> {
-    program(cache, "rogue", ROGUE)
-}
-
-fn program(cache: &Cache, name: &str, sources: &Sources) -> Result<PathBuf> {
+fn compiled(cache: &Cache, name: &str, sources: &Sources) -> Result<PathBuf> {
     let hash = sources.iter().fold(HASH_START, |hash, (_, text)| hash_on(hash, text));
     let directory = cache.artefact(&format!("{name}-{hash:016x}"), |directory| build(directory, name, sources))?;
     Ok(directory.join(name))

@@ -30,10 +30,11 @@ mod tail;
 mod terminal;
 mod xen;
 
+pub use agent_build::Program;
 pub use apt::require;
 pub use direct::{DirectConfig, DirectEnd, direct};
 pub use peer::{BenchPeer, Peer, bench_peer, peer};
-pub use prepare::{Prepared, log_dirty, packages, prepare, rogue};
+pub use prepare::{Prepared, packages, prepare, program};
 pub use qemu::Processor;
 pub use size::{Memory, memory_for};
 

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use super::agent_build::{self, Program};
 use super::apt::{self, Archive};
 use super::cache::{self, Cache};
-use super::{agent_build, bzimage, dom0, xen};
+use super::{bzimage, dom0, xen};
 use crate::host::Progress;
 
 /// The number of the way in which artefacts are made from packages.
@@ -75,21 +76,12 @@ pub fn prepare(progress: &dyn Progress, want_shadow: bool) -> Result<Prepared> {
     Ok(Prepared { xen, kernel: base.join("vmlinux"), dom0_release, base: base.join("base.cpio"), agent })
 }
 
-/// The program that tells which pages a domain writes to, for any dom0 with Xen 4.17.
+/// One of our programs, to be put into any dom0.
 /// # Errors
 /// When it cannot be compiled.
-pub fn log_dirty(progress: &dyn Progress) -> Result<Vec<u8>> {
+pub fn program(program: Program, progress: &dyn Progress) -> Result<Vec<u8>> {
     let cache = Cache::open(&cache::directory(), progress)?;
-    let path = agent_build::log_dirty(&cache)?;
-    std::fs::read(&path).with_context(|| format!("reading {}", path.display()))
-}
-
-/// The program that rings guests without end, for any dom0.
-/// # Errors
-/// When it cannot be compiled.
-pub fn rogue(progress: &dyn Progress) -> Result<Vec<u8>> {
-    let cache = Cache::open(&cache::directory(), progress)?;
-    let path = agent_build::rogue(&cache)?;
+    let path = program.compiled(&cache)?;
     std::fs::read(&path).with_context(|| format!("reading {}", path.display()))
 }
 
