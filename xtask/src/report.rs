@@ -179,6 +179,7 @@ mod tests {
 
     fn row(incarnation: u64, blackout_ns: u64) -> Suspend {
         Suspend {
+            via: "xenstore".into(),
             kind: Kind::Migrate,
             incarnation,
             vcpus: 8,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use xtask::contract::Event;
-use xtask::drive::cycles::{Kind, came_back, heartbeats_after};
+use xtask::drive::cycles::{Kind, NextSuspend, heartbeats_after};
 use xtask::drive::domain::image;
 use xtask::drive::guest::Guest;
 
@@ -93,14 +93,11 @@ pub(crate) fn offered(guest: &mut Guest<'_>) -> Result<String> {
 }
 
 fn suspend_by_ring(guest: &mut Guest<'_>, kind: Kind) -> Result<()> {
+    let next = NextSuspend::of(guest)?;
     let script = kind.script(guest.name());
     guest.command_ok(&script, guest.limits().transfer)?;
-    let via = guest.wait_for("`stasis: suspend-request`", guest.limits().word, |said| match &said.event {
-        Event::SuspendRequest { via } => Some(via.clone()),
-        _ => None,
-    })?;
-    ensure!(via == "evtchn", "the request came by {via}");
-    let done = came_back(guest, kind, Duration::ZERO)?;
+    let done = next.came_back(guest, kind, Duration::ZERO)?;
+    ensure!(done.via == "evtchn", "the request came by {}", done.via);
     if !kind.continues() {
         offered(guest).context("in the new domain")?;
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use xtask::contract::{Event, Said};
-use xtask::drive::cycles::{Kind, came_back};
+use xtask::drive::cycles::{Kind, NextSuspend};
 use xtask::drive::domain::image;
 
 use crate::place::Place;
@@ -47,8 +47,9 @@ pub(crate) fn in_a_suspend(place: &mut Place, test: &str, seen_as: &str) -> Resu
 
         // It powers itself off after it.
         guest.watch().expect_shutdown();
+        let next = NextSuspend::of(guest)?;
         guest.command(&save, guest.limits().transfer)?.expect_ok("the checkpoint after it")?;
-        came_back(guest, Kind::Checkpoint, Duration::ZERO)?;
+        next.came_back(guest, Kind::Checkpoint, Duration::ZERO)?;
         guest.wait_for("the verdict", guest.limits().word, |said| match &said.event {
             Event::Check { .. } => Some(()),
             _ => None,

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Parser;
 use xtask::cli::Cli;
 use xtask::contract::Event;
-use xtask::drive::cycles::{Kind, came_back, suspend};
+use xtask::drive::cycles::{Kind, NextSuspend, suspend};
 use xtask::drive::domain::{has_shut_down, image};
 use xtask::drive::guest::Guest;
 
@@ -84,11 +84,12 @@ pub(crate) fn receiver_killed(place: &mut Place) -> Result<()> {
              xl destroy {name}--incoming 2>/dev/null; exit $code",
             await_suspended(&name, "/tmp/sender.log")
         );
+        let next = NextSuspend::of(guest)?;
         let exit = guest.command(&script, guest.limits().transfer)?;
         ensure!(exit.code != 9, "the guest was never suspended:\n{}", exit.output);
         ensure!(exit.code != 8, "the sender ended before the guest was suspended:\n{}", exit.output);
         ensure!(!exit.ok(), "the migration went well without a receiver:\n{}", exit.output);
-        came_back(guest, Kind::Checkpoint, Duration::ZERO)
+        next.came_back(guest, Kind::Checkpoint, Duration::ZERO)
             .with_context(|| format!("the sender said:\n{}", exit.output))?;
         still_well(guest)
     })

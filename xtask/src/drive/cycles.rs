@@ -13,6 +13,7 @@ use crate::contract::{Event, Phases};
 use crate::drive::domain::image;
 use crate::drive::guest::Guest;
 use crate::drive::watch::is_memory_check;
+use crate::logfmt::Line;
 use crate::timeline::Timeline;
 
 /// A way to suspend.
@@ -62,10 +63,12 @@ pub fn heartbeats_after(vcpus: u32) -> u32 {
 }
 
 /// One suspend that went well.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Suspend {
     /// How.
     pub kind: Kind,
+    /// How the guest was asked, `evtchn` or `xenstore`.
+    pub via: String,
     /// Which domain the guest is by its own count.
     pub incarnation: u64,
     /// How many vCPUs came back.
@@ -104,12 +107,12 @@ pub fn beats_under(workload: &str) -> bool {
 /// # Errors
 /// When xl fails, the guest fails, or it does not say what it must.
 pub fn suspend(guest: &mut Guest<'_>, kind: Kind, expect: Expect) -> Result<Suspend> {
+    let next = NextSuspend::of(guest)?;
     let checks_before = guest.watch().memory_checks();
     let started = Instant::now();
     let script = kind.script(guest.name());
     guest.command_ok(&script, guest.limits().transfer)?;
-    let took = started.elapsed();
-    let done = came_back(guest, kind, took)?;
+    let done = next.came_back(guest, kind, started.elapsed())?;
     if expect.heartbeat {
         guest.wait_heartbeats(heartbeats_after(done.vcpus)).context("after the suspend")?;
         if guest.watch().memory_checks() == checks_before {
@@ -134,26 +137,50 @@ pub fn timeline(guest: &mut Guest<'_>, before: usize) -> Result<Timeline> {
     }
 }
 
-/// Waits for the guest's own word on a suspend of this kind.
-///
-/// # Errors
-/// When it does not come, or when the guest tells of the other outcome.
-pub fn came_back(guest: &mut Guest<'_>, kind: Kind, took: Duration) -> Result<Suspend> {
-    let word = if kind.continues() { "continued" } else { "resumed" };
-    let what = format!("`stasis: {word}`");
-    let (continued, done) = guest.wait_for(&what, guest.limits().word, |said| match said.event {
-        Event::Resumed { incarnation, vcpus, phases, slowest_vcpu } => {
-            let slowest_vcpu = Some(slowest_vcpu);
-            Some((false, Suspend { kind, incarnation, vcpus, phases, slowest_vcpu, took }))
-        }
-        Event::Continued { incarnation, vcpus, phases, slowest_vcpu } => {
-            Some((true, Suspend { kind, incarnation, vcpus, phases, slowest_vcpu, took }))
-        }
-        _ => None,
-    })?;
-    if continued != kind.continues() {
-        let other = if continued { "continued" } else { "resumed" };
-        bail!("after {} the guest must say `{word}`, but it says `{other}`", kind.name());
+/// A suspend that has not been asked for yet. What the guest has said so far is passed over, and so is a return without a request
+/// before it: both are of an earlier suspend, whose last words may come late.
+#[must_use]
+#[derive(Debug)]
+pub struct NextSuspend(());
+
+impl NextSuspend {
+    /// To be had before it is asked for. All suspends before it must be over.
+    ///
+    /// # Errors
+    /// The guest's failure if there is one.
+    pub fn of(guest: &mut Guest<'_>) -> Result<NextSuspend> {
+        guest.pass_over()?;
+        Ok(NextSuspend(()))
     }
-    Ok(done)
+
+    /// Waits for the guest's own word on it: that it was asked, and then that it is back, as after one of this kind.
+    ///
+    /// # Errors
+    /// When it does not come, or when the guest tells of another outcome.
+    pub fn came_back(self, guest: &mut Guest<'_>, kind: Kind, took: Duration) -> Result<Suspend> {
+        let via = guest.wait_for("`stasis: suspend-request`", guest.limits().word, |said| match &said.event {
+            Event::SuspendRequest { via } => Some(via.clone()),
+            _ => None,
+        })?;
+        let word = if kind.continues() { "continued" } else { "resumed" };
+        let what = format!("`stasis: {word}`");
+        let said = guest.wait_for(&what, guest.limits().word, |said| {
+            let over =
+                matches!(said.event, Event::Resumed { .. } | Event::Continued { .. } | Event::SuspendAbort { .. });
+            over.then(|| said.clone())
+        })?;
+        let (incarnation, vcpus, phases, slowest_vcpu) = match said.event {
+            Event::Resumed { incarnation, vcpus, phases, slowest_vcpu } if !kind.continues() => {
+                (incarnation, vcpus, phases, Some(slowest_vcpu))
+            }
+            Event::Continued { incarnation, vcpus, phases, slowest_vcpu } if kind.continues() => {
+                (incarnation, vcpus, phases, slowest_vcpu)
+            }
+            _ => {
+                let Line { event, .. } = &said.line;
+                bail!("after {} the guest must say `{word}`, but it says `{event}`: {}", kind.name(), said.line)
+            }
+        };
+        Ok(Suspend { kind, via, incarnation, vcpus, phases, slowest_vcpu, took })
+    }
 }

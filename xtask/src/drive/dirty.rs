@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::drive::cycles::{Kind, Suspend, came_back};
+use crate::drive::cycles::{Kind, NextSuspend, Suspend};
 use crate::drive::domain::image;
 use crate::drive::guest::Guest;
 use crate::host::Host;
@@ -77,8 +77,9 @@ impl LogDirty {
             "trap 'rm -f {image}' EXIT; xl save {name} {image} && xl restore -p {image} && \
              {path} $(xl domid {name}) on && xl unpause {name}"
         );
+        let next = NextSuspend::of(guest)?;
         guest.command_ok(&script, guest.limits().transfer)?;
-        let back = came_back(guest, Kind::SaveRestore, Duration::ZERO)?;
+        let back = next.came_back(guest, Kind::SaveRestore, Duration::ZERO)?;
         guest.command_ok(&format!("sleep {seconds}"), guest.limits().command)?;
         Ok((back, self.now(guest)?))
     }

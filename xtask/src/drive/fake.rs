@@ -31,6 +31,8 @@ enum Fault {
     ResumesWithFewer,
     NeverResumes,
     ContinuesInstead,
+    Aborts,
+    LateWords,
     Panics,
     PanicsWithoutMore,
     LosesEvents,
@@ -100,6 +102,15 @@ impl FakeHost {
         let online = if self.fault == Fault::OnlineWithFewer { vcpus - 1 } else { vcpus };
         self.guest_says(&format!("stasis: online vcpus={online} ns=7000000"));
         self.beats(0);
+        if self.fault == Fault::LateWords {
+            self.late_words();
+        }
+    }
+
+    /// Of a suspend that is over and nobody has waited for.
+    fn late_words(&self) {
+        let figures = format!("vcpus={} prepare_ns=7 blackout_ns=8 resume_ns=9", self.vcpus);
+        self.guest_says(&format!("stasis: continued incarnation={} {figures}", self.incarnation));
     }
 
     fn panics(&self) {
@@ -111,6 +122,9 @@ impl FakeHost {
     }
 
     fn suspends(&mut self, continues: bool) -> Exit {
+        if self.fault == Fault::LateWords {
+            self.late_words();
+        }
         self.guest_says("stasis: suspend-request via=xenstore");
         match self.fault {
             Fault::CommandFails => return exit(1, "migration target: Failure, Domain has not been suspended"),
@@ -119,6 +133,10 @@ impl FakeHost {
                 return exit(1, "Domain did not respond");
             }
             Fault::NeverResumes => return exit(0, ""),
+            Fault::Aborts => {
+                self.guest_says("stasis: suspend-abort reason=xenstore-busy missing=none");
+                return exit(0, "");
+            }
             _ => {}
         }
         self.unattended = continues;
@@ -292,6 +310,15 @@ fn a_checkpointed_guest_continues_as_the_same() {
     assert_eq!(got, [(1, None), (1, None)]);
 }
 
+/// Whether they were heard before the suspend is asked for, or come after that.
+#[test]
+fn late_words_on_an_earlier_suspend_are_not_taken_for_this_one() {
+    for kind in [Kind::Checkpoint, Kind::Migrate] {
+        let (done, _) = run(Fault::LateWords, kind, 2).expect("good");
+        assert_eq!(done.iter().map(|s| (s.phases.resume_ns, s.via.as_str())).collect::<Vec<_>>(), [(3, "xenstore"); 2]);
+    }
+}
+
 #[test]
 fn what_the_guest_does_wrong_is_typed_and_told() {
     let vcpus = |event: &str| Failure::Vcpus { event: event.into(), said: 7, given: 8 };
@@ -330,6 +357,7 @@ fn what_does_not_come_is_named() {
         (Fault::NeverResumes, Kind::Migrate, &["for `stasis: resumed`, in vain"]),
         (Fault::NeverResumes, Kind::Checkpoint, &["for `stasis: continued`, in vain"]),
         (Fault::ContinuesInstead, Kind::Migrate, &["must say `resumed`", "says `continued`"]),
+        (Fault::Aborts, Kind::Migrate, &["must say `resumed`", "says `suspend-abort`", "reason=xenstore-busy"]),
         (Fault::OneCpuSilent, Kind::Migrate, &["a heartbeat of all 8 vCPUs, in vain"]),
         (Fault::NoCheck, Kind::Migrate, &["self-check of its memory", "in vain"]),
         (Fault::ChecksNothing, Kind::Migrate, &["self-check of its memory", "in vain"]),

@@ -14,11 +14,11 @@ use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 
 pub use self::plan::{Action, Plan, Step};
 use crate::contract::Event;
-use crate::drive::cycles::{Kind, came_back, heartbeats_after};
+use crate::drive::cycles::{Kind, NextSuspend, heartbeats_after};
 use crate::drive::guest::{Guest, Limits};
 use crate::drive::vcpu_set::{swept, vcpu_set};
 use crate::drive::watch::is_memory_check;
@@ -194,24 +194,17 @@ fn take(guest: &mut Guest<'_>, step: &Step, up: &Cell<u32>, done: &mut Done) -> 
 
 /// Suspends by `script`, and waits until it has come back with its memory as it was. With how many vCPUs.
 fn suspend(guest: &mut Guest<'_>, kind: Kind, script: &str, done: &mut Done) -> Result<u32> {
-    guest.pass_over()?;
+    let next = NextSuspend::of(guest)?;
     let checks_before = guest.watch().memory_checks();
     let started = Instant::now();
     guest.command_ok(script, guest.limits().transfer)?;
-    let took = started.elapsed();
-    let limit = guest.limits().word;
-    let via = guest.wait_for("`stasis: suspend-request`", limit, |said| match &said.event {
-        Event::SuspendRequest { via } => Some(Ok(via.clone())),
-        Event::SuspendAbort { .. } => Some(Err(anyhow!("the guest says `{}`", said.line))),
-        _ => None,
-    })??;
-    let back = came_back(guest, kind, took)?;
+    let back = next.came_back(guest, kind, started.elapsed())?;
     if guest.watch().memory_checks() == checks_before {
         let what = "the self-check of its memory (`stasis: check name=memory result=pass pages=…`)";
-        guest.wait_for(what, limit, |said| is_memory_check(said).then_some(()))?;
+        guest.wait_for(what, guest.limits().word, |said| is_memory_check(said).then_some(()))?;
     }
     *done.suspends.entry(kind.name()).or_default() += 1;
-    *done.via.entry(via).or_default() += 1;
+    *done.via.entry(back.via).or_default() += 1;
     Ok(back.vcpus)
 }
 
