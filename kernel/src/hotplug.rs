@@ -149,36 +149,48 @@ async fn follow(wanted: Wanted) -> CpuSet {
     if wanted.offline.contains(CpuId::BOOT) {
         say(CpuId::BOOT, "up", Some(&"vcpu 0 cannot go down"), 0);
     }
-    let down: CpuSet = wanted.offline.iter().filter(|cpu| *cpu != CpuId::BOOT && cpus::is_up(*cpu)).collect();
+    // One that does not go down can only be waited for, also if it is to come back.
+    let is_leaving = |cpu: &CpuId| !cpus::is_up(*cpu) && !cpus::is_down(*cpu);
+    let down = wanted.offline.iter().filter(|cpu| *cpu != CpuId::BOOT && !cpus::is_down(*cpu));
+    let down: CpuSet = down.chain(wanted.online.iter().filter(is_leaving)).collect();
     if !down.is_empty() {
         let start_ns = time::now_ns();
         workload::vcpus_leave(&down).await;
         let taken = cpus::take_down(&down).await;
         let ns = time::now_ns() - start_ns;
         for cpu in down.iter() {
+            let state = state_of(cpu);
             match &taken {
-                Ok(()) => say(cpu, "down", None, ns),
-                Err(error) => {
-                    say(cpu, "up", Some(error), ns);
+                Err(error) if state != "down" => {
+                    say(cpu, state, Some(error), ns);
                     again.insert(cpu);
                 }
+                _ => say(cpu, state, None, ns),
             }
         }
         workload::vcpus_changed();
     }
-    for cpu in wanted.online.iter().filter(|cpu| !cpus::is_up(*cpu)) {
+    for cpu in wanted.online.iter().filter(|cpu| cpus::is_down(*cpu)) {
         let start_ns = time::now_ns();
         let up = cpus::bring_up(cpu).await;
         let ns = time::now_ns() - start_ns;
         match &up {
             Ok(()) => say(cpu, "up", None, ns),
             Err(error) => {
-                say(cpu, if cpus::is_up(cpu) { "up" } else { "down" }, Some(error), ns);
+                say(cpu, state_of(cpu), Some(error), ns);
                 again.insert(cpu);
             }
         }
     }
     again
+}
+
+fn state_of(cpu: CpuId) -> &'static str {
+    match (cpus::is_up(cpu), cpus::is_down(cpu)) {
+        (true, _) => "up",
+        (false, true) => "down",
+        (false, false) => "leaving",
+    }
 }
 
 /// How it is with `cpu` now, and why it is not as it was wanted.

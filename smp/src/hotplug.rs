@@ -9,7 +9,9 @@
 //!
 //! Only vCPU 0 changes who is up, and it does so in one piece: from the rendezvous in which a CPU learns that it leaves until
 //! Xen says that it is down, vCPU 0 does nothing else. It alone leads a suspend, too; so at every suspend a vcpu is either
-//! waited for and parked, or down, in Xen's eyes as in ours, and its context is not saved.
+//! waited for and parked, or down, in Xen's eyes as in ours, and its context is not saved. Where one does not go, vCPU 0 does not
+//! wait for ever: it is told who, and goes on. No suspend succeeds then, as one that leaves parks no more; taking it down once
+//! more is to wait for it once more.
 //!
 //! A rendezvous, because nobody is half way through anything in it: no call is being posted, no device port being bound. And
 //! because it brings a CPU to the one place where it may be left, between two tasks, without a look of its own in the way of
@@ -34,10 +36,11 @@ use xen_sys::primitive::sync::atomic::{AtomicU8, AtomicU32};
 
 use crate::bring_up::Vcpus;
 use crate::mail::{Delivery, Mail};
-use crate::missing::Missing;
+use crate::missing::{Awaited, Missing};
 use crate::phase::Outcome;
-use crate::relax::{Backoff, Clock, Gate, Patience, Relax};
+use crate::relax::{Backoff, Clock, Gate, Patience};
 use crate::rendezvous::{Lead, Rendezvous};
+use crate::watch::{Look, Watch};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -140,19 +143,28 @@ impl Hotplug {
         self.slots.on(cpu).standing.store(Standing::Down, Relaxed);
     }
 
+    /// Whether `cpu` is down. One that is neither that nor up has been told to go down, and has not. Context: vCPU 0.
+    pub fn is_down(&self, cpu: CpuId) -> bool {
+        // ORDERING: Relaxed, our own.
+        self.slots.on(cpu).standing.load(Relaxed) == Standing::Down
+    }
+
     fn count_change(slot: &Slot) {
         // ORDERING: Relaxed, written by vCPU 0 only.
         slot.changes.store(slot.changes.load(Relaxed).wrapping_add(1), Relaxed);
     }
 
     /// Takes down those of `cpus` that are up, in the `life` of the domain that this is, unless `check` finds, while all stand
-    /// still, that it must not be. vCPU 0 is never among them.
+    /// still, that it must not be. Waits once more for those of them that have been told to go down before. vCPU 0 is never among
+    /// them.
     ///
-    /// Context: a task on vCPU 0, upcalls unmasked. Blocking: a rendezvous, and then until Xen has stopped them, which takes
-    /// as long as Xen lets them wait for a processor. `check` must take no lock, allocate nothing and log nothing.
+    /// Context: a task on vCPU 0, upcalls unmasked. Blocking: a rendezvous, unless none is up, and then until Xen has stopped them,
+    /// which takes as long as Xen lets them wait for a processor; for each of the two as long as `lead` says at most. `check` must
+    /// take no lock, allocate nothing and log nothing.
     ///
     /// # Errors
-    /// Who did not come to the rendezvous; or what `check` found. All are up then as before.
+    /// Who did not come to the rendezvous, or what `check` found: all are up then as before. Who does not go down
+    /// ([`Awaited::GoingDown`]): the others are down.
     #[expect(clippy::result_large_err, reason = "as in `Rendezvous::run`")]
     pub fn take_down<D, G, C, E>(
         &self,
@@ -167,40 +179,63 @@ impl Hotplug {
         G: Gate + ?Sized,
         C: Clock + ?Sized,
     {
-        let leaving = || cpus.iter().filter(|cpu| *cpu != CpuId::BOOT && cpu.index() < self.slots.nr());
+        let asked = || cpus.iter().filter(|cpu| *cpu != CpuId::BOOT && cpu.index() < self.slots.nr());
+        // No rendezvous would find one that was late to go down, and has.
+        for (cpu, _) in self.slots.iter() {
+            self.leaves_still(cpu, rendezvous, vcpus, life);
+        }
+        if !asked().any(|cpu| self.is_up(cpu)) {
+            self.await_gone(asked().collect(), rendezvous, lead, vcpus, life)?;
+            return Ok(Ok(()));
+        }
         let checked = rendezvous.run(&percpu::mask_upcalls(), lead, |others, _| {
             let checked = check(others);
             if checked.is_ok() {
-                for cpu in leaving().filter(|cpu| self.is_up(*cpu)) {
+                for cpu in asked().filter(|cpu| self.is_up(*cpu)) {
                     // ORDERING: Relaxed, passed on by the release.
                     self.slots.on(cpu).standing.store(Standing::Leaving, Relaxed);
                 }
             }
             (Outcome::Cancelled, checked)
         })?;
-        for cpu in leaving() {
-            self.await_gone(cpu, rendezvous, lead.gate, vcpus, life);
-        }
+        self.await_gone(asked().collect(), rendezvous, lead, vcpus, life)?;
         Ok(checked)
     }
 
-    fn await_gone<R: Relax + ?Sized>(
+    /// Waits until those of `cpus` that leave are down.
+    #[expect(clippy::result_large_err, reason = "as in `Rendezvous::run`")]
+    fn await_gone<D, G: Gate + ?Sized, C: Clock + ?Sized>(
         &self,
-        cpu: CpuId,
+        mut cpus: CpuSet,
         rendezvous: &Rendezvous,
-        relax: &R,
+        lead: &Lead<'_, D, G, C>,
         vcpus: &impl Vcpus,
         life: u32,
-    ) {
-        let slot = self.slots.on(cpu);
-        // ORDERING: Relaxed, our own unless it leaves.
-        if matches!(slot.standing.load(Relaxed), Standing::Up | Standing::Down) {
-            return;
+    ) -> Result<(), Missing> {
+        let mut watch = Watch::new(lead.clock, lead.limits, lead.overdue);
+        let mut backoff = Backoff::new(lead.gate, Patience::SHORT);
+        loop {
+            cpus = cpus.iter().filter(|cpu| self.leaves_still(*cpu, rendezvous, vcpus, life)).collect();
+            if cpus.is_empty() {
+                return Ok(());
+            }
+            match watch.look(cpus.len()) {
+                Look::Wait { .. } => backoff.step(),
+                Look::Tell => watch.tell(&Missing { awaited: Awaited::GoingDown, cpus: cpus.clone() }),
+                Look::Over => return Err(Missing { awaited: Awaited::GoingDown, cpus }),
+            }
         }
-        let mut backoff = Backoff::new(relax, Patience::SHORT);
+    }
+
+    /// Whether `cpu` has been told to go down and has not. If it has since, that is taken note of.
+    fn leaves_still(&self, cpu: CpuId, rendezvous: &Rendezvous, vcpus: &impl Vcpus, life: u32) -> bool {
+        let slot = self.slots.on(cpu);
         // ORDERING: Acquire, pairs with the Release in `go_down`: what we do next, as a suspend, comes after all that it did.
-        while slot.standing.load(Acquire) != Standing::Gone || vcpus.is_up(cpu) != Ok(false) {
-            backoff.step();
+        match slot.standing.load(Acquire) {
+            Standing::Up | Standing::Down => return false,
+            Standing::Leaving => return true,
+            Standing::Gone if vcpus.is_up(cpu) != Ok(false) => return true,
+            Standing::Gone => {}
         }
         // SAFETY: it has said that it goes down, and Xen, that it is.
         unsafe { rendezvous.dismiss(cpu) };
@@ -209,6 +244,7 @@ impl Hotplug {
         Self::count_change(slot);
         // ORDERING: Relaxed, as in `is_up`.
         slot.standing.store(Standing::Down, Relaxed);
+        false
     }
 
     /// Whether this CPU has to [go down](Hotplug::go_down). Asked when it has left a rendezvous; before that nothing changes.
@@ -223,10 +259,10 @@ impl Hotplug {
     /// Context: this CPU's executor, between two tasks, upcalls masked; after [`Hotplug::is_leaving`] said so.
     ///
     /// # Errors
-    /// Xen's. The CPU runs, and vCPU 0 waits for it for ever: a bug of ours.
+    /// Xen's. The CPU runs, and vCPU 0 waits for it in vain: a bug of ours.
     pub fn go_down<D: Delivery>(&self, mail: &Mail<D>, masked: &Masked, vcpus: &impl Vcpus) -> Result<(), Errno> {
         mail.close(masked);
-        // ORDERING: Release, pairs with the Acquire in `await_gone`.
+        // ORDERING: Release, pairs with the Acquire in `leaves_still`.
         self.slots.mine().standing.store(Standing::Gone, Release);
         vcpus.down(current())
     }

@@ -15,6 +15,8 @@ use crate::watch::Limits;
 struct Xen {
     up: PerCpu<AtomicBool>,
     refuses_up: AtomicBool,
+    /// Who goes down is not stopped.
+    is_slow: AtomicBool,
     downs: Mutex<Vec<CpuId>>,
 }
 
@@ -37,6 +39,9 @@ impl Vcpus for Xen {
 
     fn down(&self, cpu: CpuId) -> Result<(), Errno> {
         self.downs.lock().expect("no test panics in here").push(cpu);
+        while self.is_slow.load(Relaxed) {
+            std::thread::yield_now();
+        }
         self.up.on(cpu).store(false, Release);
         while !self.up.on(cpu).load(Acquire) {
             std::thread::yield_now();
@@ -74,6 +79,15 @@ impl Clock for Looks {
     }
 }
 
+/// One that stands still until somebody is in `VCPUOP_down`.
+struct SinceDown<'a>(&'a Xen, Looks);
+
+impl Clock for SinceDown<'_> {
+    fn now_ns(&self) -> u64 {
+        if self.0.downs.lock().expect("no test panics in here").is_empty() { 0 } else { self.1.now_ns() }
+    }
+}
+
 impl World {
     fn new(nr: usize) -> World {
         World {
@@ -83,6 +97,7 @@ impl World {
             xen: Xen {
                 up: PerCpu::new(nr, |cpu| AtomicBool::new(cpu == CpuId::BOOT)),
                 refuses_up: AtomicBool::new(false),
+                is_slow: AtomicBool::new(false),
                 downs: Mutex::new(Vec::new()),
             },
             over: AtomicBool::new(false),
@@ -103,9 +118,19 @@ impl World {
 
     #[expect(clippy::result_large_err, reason = "as what it tests")]
     fn down(&self, cpus: &CpuSet, limit_ns: u64, check: Result<(), u8>) -> Result<Result<(), u8>, Missing> {
+        self.down_by(&Looks(AtomicU32::new(0)), cpus, limit_ns, check)
+    }
+
+    #[expect(clippy::result_large_err, reason = "as what it tests")]
+    fn down_by(
+        &self,
+        clock: &impl Clock,
+        cpus: &CpuSet,
+        limit_ns: u64,
+        check: Result<(), u8>,
+    ) -> Result<Result<(), u8>, Missing> {
         let limits = Limits::only(limit_ns);
-        let clock = Looks(AtomicU32::new(0));
-        let lead = Lead { mail: &self.mail, gate: &Alone, clock: &clock, limits, overdue: &|_| () };
+        let lead = Lead { mail: &self.mail, gate: &Alone, clock, limits, overdue: &|_| () };
         self.hotplug.take_down(&self.rendezvous, &lead, &self.xen, (cpus, 7), |_| check)
     }
 
@@ -162,6 +187,47 @@ fn down_together_and_up_by_the_way_that_the_life_asks_for() {
         assert!(!world.hotplug.is_up(cpu(1)));
         world.xen.refuses_up.store(false, Relaxed);
         assert_eq!([1, 3].map(|n| world.up(n, 7)), [Ok(WayUp::Restart); 2]);
+        world.over.store(true, Relaxed);
+    });
+}
+
+/// vCPU 0 is told who, and not kept: it may ask again, while no rendezvous is held without those that leave.
+#[test]
+fn who_does_not_go_down_is_named_and_waited_for_again() {
+    let world = World::new(3);
+    std::thread::scope(|scope| {
+        (1..3).for_each(|n| {
+            drop(scope.spawn({
+                let world = &world;
+                move || world.run(n)
+            }))
+        });
+        let _on = hosted::enter(CpuId::BOOT);
+        for n in 1..3 {
+            assert_eq!(world.up(n, 7), Ok(WayUp::Start));
+        }
+        world.xen.is_slow.store(true, Relaxed);
+        let clock = SinceDown(&world.xen, Looks(AtomicU32::new(0)));
+        let missing = world.down_by(&clock, &set(&[1]), 5, Ok(())).expect_err("Xen does not stop it");
+        assert_eq!(missing, Missing { awaited: Awaited::GoingDown, cpus: set(&[1]) });
+        let standing = || (world.hotplug.is_up(cpu(1)), world.hotplug.is_down(cpu(1)));
+        assert_eq!(standing(), (false, false));
+        assert_eq!(world.down(&set(&[1]), 1, Ok(())).map_err(|missing| missing.awaited), Err(Awaited::GoingDown));
+        while !world.rendezvous.all_have_left() {
+            std::thread::yield_now();
+        }
+        let missing = world.down(&set(&[2]), 5, Ok(())).expect_err("it comes to no rendezvous");
+        assert!(missing.awaited == Awaited::Arriving && missing.cpus.contains(cpu(1)), "{missing}");
+        assert_eq!(standing(), (false, false));
+        world.xen.is_slow.store(false, Relaxed);
+        while world.xen.is_up(cpu(1)) == Ok(true) {
+            std::thread::yield_now();
+        }
+        // Taken note of by whoever is taken down next.
+        assert_eq!(world.down(&set(&[2]), u64::MAX, Ok(())), Ok(Ok(())));
+        assert_eq!(standing(), (false, true));
+        assert_eq!(world.down(&set(&[1]), u64::MAX, Ok(())), Ok(Ok(())));
+        assert_eq!([1, 2].map(|n| world.up(n, 7)), [Ok(WayUp::Restart); 2]);
         world.over.store(true, Relaxed);
     });
 }

@@ -46,6 +46,11 @@ pub(crate) fn is_up(cpu: CpuId) -> bool {
     get().hotplug.is_up(cpu)
 }
 
+/// Whether `cpu` is down; one that is neither has been told to go down, and has not. Context: vcpu 0.
+pub(crate) fn is_down(cpu: CpuId) -> bool {
+    get().hotplug.is_down(cpu)
+}
+
 /// How many vcpus are up. As [`is_up`].
 pub(crate) fn nr_up() -> usize {
     get().hotplug.nr_up()
@@ -77,7 +82,7 @@ impl fmt::Display for UpError {
 /// Why vcpus stay up.
 #[derive(Debug)]
 pub(crate) enum DownError {
-    /// vcpus did not come to the rendezvous.
+    /// vcpus did not come to the rendezvous, or do not go down.
     Missing(Missing),
     /// A device's port notifies one of them.
     Device(PortNr, CpuId),
@@ -163,11 +168,11 @@ pub(crate) async fn bring_up(cpu: CpuId) -> Result<(), UpError> {
     }
 }
 
-/// Takes down those of `cpus` that are up, all at once; vcpu 0 stays up. Returns when Xen says that they are down. Context: task
-/// on vcpu 0.
+/// Takes down those of `cpus` that are up, all at once; vcpu 0 stays up. Returns when Xen says that they are down, those too that were
+/// told to go down before. Context: task on vcpu 0.
 ///
 /// # Errors
-/// All are up then as before.
+/// All are up then as before, or are [neither up nor down](is_down) and named.
 pub(crate) async fn take_down(cpus: &CpuSet) -> Result<(), DownError> {
     // A round that is going waits for them.
     while !get().roll_call.is_complete() {

@@ -20,18 +20,19 @@ use core::fmt;
 use evtchn::{Ipi, PortNr};
 use percpu::{CpuId, Masked, PerCpu, Quiesced};
 use smp::trace::Mark;
-use smp::{Clock, Delivery, Hotplug, Kind, Kinds, Lead, Limits, Mail, Missing, Outcome, Rendezvous, RollCall};
+use smp::{Awaited, Clock, Delivery, Hotplug, Kind, Kinds, Lead, Limits, Mail, Missing, Outcome, Rendezvous, RollCall};
 use spin::Once;
 use xen_sys::primitive::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use crate::given::Given;
-use crate::{events, time, trace};
+use crate::logfmt::Line;
+use crate::{console, events, time, trace};
 
 pub(crate) use bind::{
     CpuError, Placed, all_alive, bind_for_others, place_vcpu_info, restore_this_cpu, take_what_came,
 };
 pub(crate) use bring_up::{count, online, start_boot_cpu, start_others};
-pub(crate) use hotplug::{bring_up, changes, is_up, leave, nr_up, take_down};
+pub(crate) use hotplug::{bring_up, changes, is_down, is_up, leave, nr_up, take_down};
 pub(crate) use laggards::Laggards;
 use laggards::LastSeen;
 pub(crate) use park::{AfterPark, park_if_asked, park_is_asked};
@@ -141,12 +142,12 @@ fn as_leader<T>(
 ) -> Result<T, Missing> {
     let begun_ns = time::now_ns();
     let overdue = |missing: &Missing| {
-        crate::say!(
-            "rendezvous-overdue",
-            missing = missing.cpus,
-            after_ns = time::now_ns().saturating_sub(begun_ns),
-            states = Laggards(missing)
-        );
+        let down = missing.awaited == Awaited::GoingDown;
+        let mut line = Line::new(if down { "hotplug-overdue" } else { "rendezvous-overdue" });
+        line.field("missing", &missing.cpus);
+        line.field("after_ns", &time::now_ns().saturating_sub(begun_ns));
+        line.field("states", &Laggards(missing));
+        console::print(&line);
     };
     let lead = Lead { mail: mail(), gate: &gate::Gate, clock: &GuestClock, limits: LIMITS, overdue: &overdue };
     laggards::begin();
