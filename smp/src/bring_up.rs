@@ -191,7 +191,8 @@ impl Vcpus for Xen {
 /// Starts `cpu`, which is down and has not been started in this domain. It may run before this returns.
 ///
 /// # Errors
-/// The call that Xen refused; the vcpu is down then, and no rendezvous waits for it.
+/// The call that Xen refused; the vcpu is down then, and no rendezvous waits for it. Those before it hold, and Xen refuses them a
+/// second time: which way to go then, [`Hotplug`](crate::Hotplug) knows.
 ///
 /// # Safety
 /// - `place` is that of a `VcpuInfo` that is never freed and reached through shared references only.
@@ -204,16 +205,40 @@ pub unsafe fn start(
     place: VcpuInfoPlace,
     context: &VcpuGuestContext,
 ) -> Result<(), StartError> {
-    let failed = |operation| move |errno| StartError { operation, cpu, errno };
     // SAFETY: the caller's first clause.
-    unsafe { vcpus.register_vcpu_info(cpu, place) }.map_err(failed(Operation::RegisterVcpuInfo))?;
+    unsafe { vcpus.register_vcpu_info(cpu, place) }.map_err(|errno| StartError {
+        operation: Operation::RegisterVcpuInfo,
+        cpu,
+        errno,
+    })?;
     // SAFETY: the caller's second clause.
-    unsafe { vcpus.initialise(cpu, context) }.map_err(failed(Operation::Initialise))?;
+    unsafe { start_placed(vcpus, rendezvous, cpu, context) }
+}
+
+/// The same where its `vcpu_info` has been placed in this domain already.
+///
+/// # Errors
+/// As for [`start`].
+///
+/// # Safety
+/// As for [`start`], second clause.
+pub unsafe fn start_placed(
+    vcpus: &impl Vcpus,
+    rendezvous: &Rendezvous,
+    cpu: CpuId,
+    context: &VcpuGuestContext,
+) -> Result<(), StartError> {
+    // SAFETY: the caller's promise is the same.
+    unsafe { vcpus.initialise(cpu, context) }.map_err(|errno| StartError {
+        operation: Operation::Initialise,
+        cpu,
+        errno,
+    })?;
     restart(vcpus, rendezvous, cpu)
 }
 
-/// Brings `cpu` up, which has gone down by itself in this life of the domain. It goes on where it was, maybe before this
-/// returns. Context: task, on vCPU 0; one hypercall.
+/// Brings `cpu` up, which is down and initialised in this life of the domain. One that has gone down by itself goes on where it was,
+/// maybe before this returns. Context: task, on vCPU 0; one hypercall.
 ///
 /// # Errors
 /// Xen's answer; the vcpu is down then, and no rendezvous waits for it.

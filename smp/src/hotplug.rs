@@ -22,7 +22,7 @@
 //!
 //! A vcpu that went down in this life of the domain comes back by `VCPUOP_up` alone, out of its own `VCPUOP_down`: its
 //! `vcpu_info` is placed and its ports are bound still. In a later life it is not even initialised, and starts like one that
-//! never ran ([`WayUp`]).
+//! never ran. What of a start Xen has taken it refuses a second time, so the next try goes on from there ([`WayUp`]).
 //!
 //! Turned down: closing its ports when a CPU goes down. The domain's limit must allow for all of them anyhow, and binding
 //! three again is most of what a start costs. `VCPUOP_down` of another vcpu: it stops anywhere, with locks held.
@@ -34,7 +34,7 @@ use xen_sys::Errno;
 use xen_sys::primitive::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use xen_sys::primitive::sync::atomic::{AtomicU8, AtomicU32};
 
-use crate::bring_up::Vcpus;
+use crate::bring_up::{Operation, StartError, Vcpus};
 use crate::mail::{Delivery, Mail};
 use crate::missing::{Awaited, Missing};
 use crate::phase::Outcome;
@@ -71,8 +71,11 @@ impl AtomicStanding {
 
 struct Slot {
     standing: AtomicStanding,
-    /// The life of the domain in which it last went down; 0 if it never did. Written by vCPU 0.
-    went_down_in: AtomicU32,
+    /// The last life of the domain in which it was down and initialised; 0 if it never was. Written by vCPU 0.
+    initialised_in: AtomicU32,
+    /// The last life of the domain in which it was down with its `vcpu_info` placed, and not initialised; 0 if it never was. Written by
+    /// vCPU 0.
+    placed_in: AtomicU32,
     /// How often it has come up or gone down. Written by vCPU 0.
     changes: AtomicU32,
 }
@@ -83,6 +86,8 @@ struct Slot {
 pub enum WayUp {
     /// [`bring_up::start`](crate::bring_up::start).
     Start,
+    /// [`bring_up::start_placed`](crate::bring_up::start_placed).
+    StartPlaced,
     /// [`bring_up::restart`](crate::bring_up::restart).
     Restart,
 }
@@ -99,7 +104,8 @@ impl Hotplug {
         Hotplug {
             slots: PerCpu::new(nr, |cpu| Slot {
                 standing: AtomicStanding(AtomicU8::new(standing(cpu) as u8)),
-                went_down_in: AtomicU32::new(0),
+                initialised_in: AtomicU32::new(0),
+                placed_in: AtomicU32::new(0),
                 changes: AtomicU32::new(0),
             }),
         }
@@ -125,8 +131,13 @@ impl Hotplug {
 
     /// How `cpu`, which is down, is brought up in the `life` of the domain that this is. Context: vCPU 0.
     pub fn way_up(&self, cpu: CpuId, life: u32) -> WayUp {
-        // ORDERING: Relaxed, our own.
-        if self.slots.on(cpu).went_down_in.load(Relaxed) == life { WayUp::Restart } else { WayUp::Start }
+        let slot = self.slots.on(cpu);
+        // ORDERING: Relaxed both, our own.
+        match [&slot.initialised_in, &slot.placed_in].map(|last| last.load(Relaxed) == life) {
+            [true, _] => WayUp::Restart,
+            [false, true] => WayUp::StartPlaced,
+            [false, false] => WayUp::Start,
+        }
     }
 
     /// `cpu` is about to be brought up; [`Hotplug::did_not_start`] takes it back. Context: vCPU 0, in one piece with that.
@@ -137,10 +148,20 @@ impl Hotplug {
         slot.standing.store(Standing::Up, Relaxed);
     }
 
-    /// Xen has not started it. Context: vCPU 0.
-    pub fn did_not_start(&self, cpu: CpuId) {
+    /// Xen has not started it in the `life` of the domain that this is, having refused a call; those before it hold. Context: vCPU 0.
+    pub fn did_not_start(&self, error: &StartError, life: u32) {
+        let slot = self.slots.on(error.cpu);
+        let holds = match error.operation {
+            Operation::RegisterVcpuInfo => None,
+            Operation::Initialise => Some(&slot.placed_in),
+            Operation::Up => Some(&slot.initialised_in),
+        };
+        if let Some(holds) = holds {
+            // ORDERING: Relaxed, our own.
+            holds.store(life, Relaxed);
+        }
         // ORDERING: Relaxed, as in `is_up`.
-        self.slots.on(cpu).standing.store(Standing::Down, Relaxed);
+        slot.standing.store(Standing::Down, Relaxed);
     }
 
     /// Whether `cpu` is down. One that is neither that nor up has been told to go down, and has not. Context: vCPU 0.
@@ -240,7 +261,7 @@ impl Hotplug {
         // SAFETY: it has said that it goes down, and Xen, that it is.
         unsafe { rendezvous.dismiss(cpu) };
         // ORDERING: Relaxed, our own.
-        slot.went_down_in.store(life, Relaxed);
+        slot.initialised_in.store(life, Relaxed);
         Self::count_change(slot);
         // ORDERING: Relaxed, as in `is_up`.
         slot.standing.store(Standing::Down, Relaxed);

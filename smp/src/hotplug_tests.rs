@@ -11,28 +11,31 @@ use crate::bring_up::{self, VcpuInfoPlace};
 use crate::tests::{Alone, Noted};
 use crate::watch::Limits;
 
-/// Xen, which lets a vcpu that goes down return when it is brought up.
+/// Xen, which lets a vcpu that goes down return when it is brought up, and takes no call for a vcpu that it has taken before.
 struct Xen {
     up: PerCpu<AtomicBool>,
-    refuses_up: AtomicBool,
+    placed: PerCpu<AtomicBool>,
+    initialised: PerCpu<AtomicBool>,
+    refuses: Mutex<Option<Operation>>,
     /// Who goes down is not stopped.
     is_slow: AtomicBool,
     downs: Mutex<Vec<CpuId>>,
 }
 
 impl Vcpus for Xen {
-    unsafe fn register_vcpu_info(&self, _cpu: CpuId, _place: VcpuInfoPlace) -> Result<(), Errno> {
-        Ok(())
+    unsafe fn register_vcpu_info(&self, cpu: CpuId, _place: VcpuInfoPlace) -> Result<(), Errno> {
+        self.may(Operation::RegisterVcpuInfo)?;
+        if self.placed.on(cpu).swap(true, Relaxed) { Err(Errno::EINVAL) } else { Ok(()) }
     }
 
-    unsafe fn initialise(&self, _cpu: CpuId, _context: &VcpuGuestContext) -> Result<(), Errno> {
-        Ok(())
+    unsafe fn initialise(&self, cpu: CpuId, _context: &VcpuGuestContext) -> Result<(), Errno> {
+        self.may(Operation::Initialise)?;
+        if self.initialised.on(cpu).swap(true, Relaxed) { Err(Errno::EEXIST) } else { Ok(()) }
     }
 
     fn up(&self, cpu: CpuId) -> Result<(), Errno> {
-        if self.refuses_up.load(Relaxed) {
-            return Err(Errno::EINVAL);
-        }
+        self.may(Operation::Up)?;
+        assert!(self.placed.on(cpu).load(Relaxed) && self.initialised.on(cpu).load(Relaxed));
         self.up.on(cpu).store(true, Release);
         Ok(())
     }
@@ -51,6 +54,24 @@ impl Vcpus for Xen {
 
     fn is_up(&self, cpu: CpuId) -> Result<bool, Errno> {
         Ok(self.up.on(cpu).load(Acquire))
+    }
+}
+
+impl Xen {
+    fn may(&self, operation: Operation) -> Result<(), Errno> {
+        let refused = *self.refuses.lock().expect("no test panics in here") == Some(operation);
+        if refused { Err(Errno::ENOMEM) } else { Ok(()) }
+    }
+
+    fn refuse(&self, operation: Option<Operation>) {
+        *self.refuses.lock().expect("no test panics in here") = operation;
+    }
+
+    /// A new life of the domain, in which nothing is left of the old one.
+    fn forget(&self) {
+        for all in [&self.placed, &self.initialised, &self.up] {
+            all.iter().for_each(|(_, flag)| flag.store(false, Relaxed));
+        }
     }
 }
 
@@ -96,7 +117,9 @@ impl World {
             mail: Mail::of_cpus_down(nr, Noted::default()),
             xen: Xen {
                 up: PerCpu::new(nr, |cpu| AtomicBool::new(cpu == CpuId::BOOT)),
-                refuses_up: AtomicBool::new(false),
+                placed: PerCpu::new(nr, |_| AtomicBool::new(false)),
+                initialised: PerCpu::new(nr, |_| AtomicBool::new(false)),
+                refuses: Mutex::new(None),
                 is_slow: AtomicBool::new(false),
                 downs: Mutex::new(Vec::new()),
             },
@@ -107,10 +130,18 @@ impl World {
     fn up(&self, n: usize, life: u32) -> Result<WayUp, Errno> {
         let way = self.hotplug.way_up(cpu(n), life);
         self.hotplug.comes_up(cpu(n));
-        match bring_up::restart(&self.xen, &self.rendezvous, cpu(n)) {
+        let (place, context) = (VcpuInfoPlace { mfn: 1, offset: 64 }, VcpuGuestContext::zeroed());
+        let started = match way {
+            WayUp::Restart => bring_up::restart(&self.xen, &self.rendezvous, cpu(n)),
+            // SAFETY: nothing is started.
+            WayUp::StartPlaced => unsafe { bring_up::start_placed(&self.xen, &self.rendezvous, cpu(n), &context) },
+            // SAFETY: as above.
+            WayUp::Start => unsafe { bring_up::start(&self.xen, &self.rendezvous, cpu(n), place, &context) },
+        };
+        match started {
             Ok(()) => Ok(way),
             Err(error) => {
-                self.hotplug.did_not_start(cpu(n));
+                self.hotplug.did_not_start(&error, life);
                 Err(error.errno)
             }
         }
@@ -182,13 +213,43 @@ fn down_together_and_up_by_the_way_that_the_life_asks_for() {
         assert_eq!(world.down(&set(&[1, 3]), u64::MAX, Ok(())), Ok(Ok(())));
         assert!(world.xen.downs.lock().expect("no test panics in there").is_empty());
         assert_eq!(world.hotplug.way_up(cpu(3), 8), WayUp::Start, "a later life");
-        world.xen.refuses_up.store(true, Relaxed);
-        assert_eq!(world.up(1, 7), Err(Errno::EINVAL));
+        world.xen.refuse(Some(Operation::Up));
+        assert_eq!(world.up(1, 7), Err(Errno::ENOMEM));
         assert!(!world.hotplug.is_up(cpu(1)));
-        world.xen.refuses_up.store(false, Relaxed);
+        world.xen.refuse(None);
         assert_eq!([1, 3].map(|n| world.up(n, 7)), [Ok(WayUp::Restart); 2]);
         world.over.store(true, Relaxed);
     });
+}
+
+/// What Xen has taken it would refuse; in a later life of the domain it has taken nothing.
+#[test]
+fn a_start_that_failed_goes_on_from_there() {
+    const WAYS: [(Operation, WayUp); 3] = [
+        (Operation::RegisterVcpuInfo, WayUp::Start),
+        (Operation::Initialise, WayUp::StartPlaced),
+        (Operation::Up, WayUp::Restart),
+    ];
+    for (refused, way) in WAYS {
+        let world = World::new(2);
+        world.xen.refuse(Some(refused));
+        for _ in 0..2 {
+            assert_eq!(world.up(1, 7), Err(Errno::ENOMEM), "{refused}");
+            assert_eq!((world.hotplug.is_up(cpu(1)), world.rendezvous.waited_for().count()), (false, 0));
+        }
+        world.xen.refuse(None);
+        assert_eq!(world.up(1, 7), Ok(way));
+    }
+    let world = World::new(2);
+    for life in [7, 8] {
+        for (refused, way) in WAYS {
+            world.xen.refuse(Some(refused));
+            assert_eq!(world.up(1, life), Err(Errno::ENOMEM));
+            assert_eq!(world.hotplug.way_up(cpu(1), life), way);
+        }
+        world.xen.forget();
+        assert_eq!(world.hotplug.way_up(cpu(1), life + 1), WayUp::Start);
+    }
 }
 
 /// vCPU 0 is told who, and not kept: it may ask again, while no rendezvous is held without those that leave.

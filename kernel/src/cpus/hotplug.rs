@@ -115,10 +115,11 @@ fn place_of(cpu: CpuId) -> Result<Place, MmError> {
 /// No memory, or Xen's; it is down then.
 pub(super) fn start(cpu: CpuId) -> Result<(), UpError> {
     let hotplug = &get().hotplug;
-    let way = hotplug.way_up(cpu, events::get().incarnation().get());
+    let life = events::get().incarnation().get();
+    let way = hotplug.way_up(cpu, life);
     let place = match way {
         WayUp::Restart => None,
-        WayUp::Start => Some(place_of(cpu).map_err(UpError::Memory)?),
+        WayUp::Start | WayUp::StartPlaced => Some(place_of(cpu).map_err(UpError::Memory)?),
     };
     hotplug.comes_up(cpu);
     let started = match place {
@@ -135,14 +136,19 @@ pub(super) fn start(cpu: CpuId) -> Result<(), UpError> {
                 failsafe_entry: traps::failsafe_entry(),
                 syscall_entry: 0,
             };
-            // SAFETY: the area is never freed and reached through shared references only (AR1). Entries and root are the
-            //   kernel's own; stack and area are this vcpu's, which does not run: what it left there in an earlier life of
-            //   the domain nobody goes back to.
-            unsafe { bring_up::start(&bring_up::Xen, &get().rendezvous, cpu, vcpu_info_place(area), &start.context()) }
+            let (rendezvous, context) = (&get().rendezvous, start.context());
+            if way == WayUp::StartPlaced {
+                // SAFETY: entries and root are the kernel's own; stack and area are this vcpu's, which does not run: what it
+                //   left there in an earlier life of the domain nobody goes back to.
+                unsafe { bring_up::start_placed(&bring_up::Xen, rendezvous, cpu, &context) }
+            } else {
+                // SAFETY: the area is never freed and reached through shared references only (AR1). The rest as above.
+                unsafe { bring_up::start(&bring_up::Xen, rendezvous, cpu, vcpu_info_place(area), &context) }
+            }
         }
     };
     started.map_err(|error| {
-        hotplug.did_not_start(cpu);
+        hotplug.did_not_start(&error, life);
         UpError::Start(error)
     })
 }
