@@ -132,7 +132,7 @@ fn run() -> Result<Report, Abort> {
     // Kept until this vcpu is whole again: the guards inside nest in it.
     let masked = percpu::mask_upcalls();
     let mut sequence = Sequence::new();
-    let ended = cpus::rendezvous(|others, masked| {
+    let ended = cpus::rendezvous_of_suspend(|others, masked| {
         heap::get().seal();
         let ended = smp::suspend::suspend(&mut sequence, others, masked);
         heap::get().unseal();

@@ -45,11 +45,18 @@ struct Slot {
 ///
 /// | `now`, bit 0 | 1..=63 | meaning |
 /// |---|---|---|
-/// | 1 | number | suspend `number` is under way; the first is 1 |
-/// | 0 | number | it is over: a rendezvous now is of no suspend |
+/// | 1 | number | the rendezvous of suspend `number` is asked for, or was the last one; the first is 1 |
+/// | 0 | number | a rendezvous now is of no suspend; `number` was the last that had one |
+///
+/// A suspend takes long on vCPU 0, before its rendezvous and after it, and another rendezvous may come in between, to take a vcpu
+/// down. vCPU 0 steps [aside](Trace::aside) for it: what any CPU marks in it is of no suspend.
 pub struct Trace {
     /// Written by vCPU 0 twice a suspend, read by each CPU when it hears of a rendezvous.
     now: CachePadded<AtomicU64>,
+    /// The suspend that vCPU 0 began last. Written and read by vCPU 0.
+    last: AtomicU64,
+    /// That which was over last. Written and read by vCPU 0.
+    last_over: AtomicU64,
     slots: PerCpu<Slot>,
 }
 
@@ -61,34 +68,71 @@ impl Trace {
     pub fn new(nr: usize) -> Trace {
         Trace {
             now: CachePadded::new(AtomicU64::new(0)),
+            last: AtomicU64::new(0),
+            last_over: AtomicU64::new(0),
             slots: PerCpu::new(nr, |_| Slot { ring: Ring::new(), seen: AtomicU64::new(0) }),
         }
     }
 
-    /// A suspend begins; its number. Context: vCPU 0, before it asks for the rendezvous.
-    pub fn begin(&self, masked: &Masked) -> u64 {
+    /// A suspend begins; its number. Context: vCPU 0, as soon as it hears of it.
+    pub fn begin(&self, _masked: &Masked) -> u64 {
         let number = self.last() + 1;
-        // ORDERING: Relaxed, by the fence.
-        self.now.store(number << 1 | 1, Relaxed);
+        // ORDERING: Relaxed, ours.
+        self.last.store(number, Relaxed);
+        self.slots.mine().ring.begin(number);
+        number
+    }
+
+    /// The rendezvous of the suspend that has begun is next. Context: vCPU 0.
+    pub fn gather(&self, _masked: &Masked) {
+        self.announce(self.last() << 1 | 1);
         // ORDERING: Release, pairs with the fence in `join`: who sees the rendezvous that we are about to ask for, by its
         //   phase word or by an IPI, sees the number.
         fence(Release);
-        self.join(masked);
-        number
     }
 
     /// The suspend is over: it was told of, or given up. Marks of a CPU that has still to find something to do are of
     /// it all the same. Context: vCPU 0.
     pub fn end(&self) {
-        // ORDERING: Relaxed: whoever sees it late only adds to a record of the past.
-        self.now.store(self.last() << 1, Relaxed);
+        // ORDERING: Relaxed, ours.
+        self.last_over.store(self.last(), Relaxed);
+        self.close();
+    }
+
+    /// What others hear of from here on, if a fence follows; a rendezvous' IPI to vCPU 0 itself is no news to it.
+    fn announce(&self, now: u64) {
+        // ORDERING: Relaxed, by the fence.
+        self.now.store(now, Relaxed);
+        // ORDERING: Relaxed, ours.
+        self.slots.mine().seen.store(now, Relaxed);
+    }
+
+    /// A rendezvous from here on is of no suspend.
+    fn close(&self) {
+        // ORDERING: Relaxed, we have stored it. Without a fence whoever sees it late only adds to a record of the past.
+        self.announce(self.now.load(Relaxed) & !1);
+    }
+
+    /// Does `other`, a rendezvous that is not the suspend's which may be under way: what is marked in it is of none. Context: vCPU 0.
+    pub fn aside<T>(&self, other: impl FnOnce() -> T) -> T {
+        // Of the suspend's own rendezvous, if that is over, nobody has to hear any more.
+        self.close();
+        // ORDERING: Release, pairs with the fence in `join`, as in `gather`.
+        fence(Release);
+        let ring = &self.slots.mine().ring;
+        ring.begin(Trace::NONE);
+        let result = other();
+        if self.last() != self.last_over() {
+            ring.go_on(self.last());
+        }
+        result
     }
 
     /// This CPU has heard of a rendezvous. Whether it is of a suspend and that is news to it: then its record begins.
     /// Context: after it has seen that a rendezvous is asked for.
     pub fn join(&self, _masked: &Masked) -> bool {
         let slot = self.slots.mine();
-        // ORDERING: Acquire, pairs with the fence in `begin`.
+        // ORDERING: Acquire, pairs with the fences in `gather` and `aside`.
         fence(Acquire);
         // ORDERING: Relaxed, by the fence.
         let now = self.now.load(Relaxed);
@@ -126,14 +170,13 @@ impl Trace {
     /// The number of the last suspend that was begun; 0 where there was none. Context: vCPU 0.
     pub fn last(&self) -> u64 {
         // ORDERING: Relaxed, written by vCPU 0, which is us.
-        self.now.load(Relaxed) >> 1
+        self.last.load(Relaxed)
     }
 
     /// The number of the last suspend that is over; 0 where there was none. Context: vCPU 0.
     pub fn last_over(&self) -> u64 {
         // ORDERING: Relaxed, as in `last`.
-        let now = self.now.load(Relaxed);
-        (now >> 1) - (now & 1)
+        self.last_over.load(Relaxed)
     }
 }
 
@@ -159,6 +202,7 @@ mod tests {
             {
                 let _zero = hosted::enter(CpuId::BOOT);
                 assert_eq!(trace.begin(&masked), number);
+                trace.gather(&masked);
                 assert!(!trace.join(&masked), "it has begun it");
                 trace.mark(&masked, Mark::Begun, 5);
             }
@@ -179,15 +223,55 @@ mod tests {
         let _zero = hosted::enter(CpuId::BOOT);
         assert!(!trace.join(&masked), "there was none yet");
         let number = trace.begin(&masked);
+        trace.gather(&masked);
         trace.mark(&masked, Mark::Begun, 5);
         trace.end();
         trace.mark(&masked, Mark::FirstTask, 6);
-        assert!(!trace.join(&masked));
-        trace.mark(&masked, Mark::Begun, 7);
+        trace.aside(|| trace.mark(&masked, Mark::Begun, 7));
+        trace.mark(&masked, Mark::FirstTask, 8);
         assert_eq!(marks(&trace, 0, number), Some(vec![Mark::Begun, Mark::FirstTask]));
         assert_eq!((trace.last(), trace.last_over()), (number, number));
         assert_eq!(trace.begin(&masked), number + 1);
         assert_eq!((trace.last(), trace.last_over()), (number + 1, number));
+    }
+
+    /// One between the request and the suspend's own, and one before its end.
+    #[test]
+    fn a_rendezvous_within_a_suspend_that_is_not_its_own_is_in_no_record() {
+        let trace = Trace::new(2);
+        let masked = hosted::masked();
+        let one = |mark, hears| {
+            let _one = hosted::enter(cpu(1));
+            assert_eq!(trace.join(&masked), hears);
+            trace.mark(&masked, mark, 6);
+        };
+        let aside = || {
+            trace.aside(|| {
+                trace.mark(&masked, Mark::Begun, 7);
+                assert!(!trace.join(&masked));
+                one(Mark::Parked, false);
+                trace.mark(&masked, Mark::AllReleased, 8);
+            });
+        };
+        let _zero = hosted::enter(CpuId::BOOT);
+        for number in 1..=3 {
+            assert_eq!(trace.begin(&masked), number);
+            trace.mark(&masked, Mark::Asked, 1);
+            aside();
+            trace.mark(&masked, Mark::Quiet, 2);
+            trace.gather(&masked);
+            trace.mark(&masked, Mark::Begun, 3);
+            one(Mark::Arrived, true);
+            trace.mark(&masked, Mark::AllReleased, 4);
+            aside();
+            assert!(!trace.join(&masked), "the last to arrive rings vCPU 0");
+            trace.mark(&masked, Mark::AllAlive, 5);
+            assert_eq!(trace.last_over(), number - 1);
+            trace.end();
+            let of_zero = [Mark::Asked, Mark::Quiet, Mark::Begun, Mark::AllReleased, Mark::AllAlive];
+            assert_eq!(marks(&trace, 0, number), Some(of_zero.to_vec()));
+            assert_eq!(marks(&trace, 1, number), Some(vec![Mark::Arrived]));
+        }
     }
 
     #[test]
@@ -196,6 +280,7 @@ mod tests {
         let masked = hosted::masked();
         let zero = hosted::enter(CpuId::BOOT);
         let number = trace.begin(&masked);
+        trace.gather(&masked);
         drop(zero);
         let _one = hosted::enter(cpu(1));
         trace.join(&masked);

@@ -66,7 +66,32 @@ fn who_sees_the_request_sees_its_number() {
         {
             let _on = hosted::enter(CpuId::BOOT);
             assert_eq!(trace.begin(&hosted::masked()), 1);
+            trace.gather(&hosted::masked());
             asked.store(true, Relaxed);
+        }
+        follower.join().expect("the follower has panicked");
+    });
+}
+
+#[test]
+fn who_sees_another_request_has_no_part_in_the_suspend() {
+    check(3, 0, || {
+        let trace = Arc::new(Trace::new(2));
+        let asked = Arc::new(AtomicBool::new(false));
+        let follower = thread::spawn({
+            let (trace, asked) = (trace.clone(), asked.clone());
+            move || {
+                let _on = hosted::enter(cpu(1));
+                if asked.load(Relaxed) {
+                    assert!(!trace.join(&hosted::masked()), "it joins the suspend");
+                }
+            }
+        });
+        {
+            let _on = hosted::enter(CpuId::BOOT);
+            trace.begin(&hosted::masked());
+            trace.gather(&hosted::masked());
+            trace.aside(|| asked.store(true, Relaxed));
         }
         follower.join().expect("the follower has panicked");
     });

@@ -24,7 +24,7 @@ use xen_sys::hypercall::misc::set_timer_op;
 
 use super::bind::vcpu_info_place;
 use super::{Laggards, State, as_leader, get, mail, note};
-use crate::{events, memory, time, timer, traps};
+use crate::{events, memory, time, timer, trace, traps};
 
 /// How long a vcpu that has been started may take to answer its first call.
 const ANSWER_LIMIT_NS: u64 = 20_000_000_000;
@@ -195,7 +195,9 @@ pub(crate) async fn take_down(cpus: &CpuSet) -> Result<(), DownError> {
         Ok(())
     };
     #[expect(clippy::result_large_err, reason = "as in `rendezvous`")]
-    let taken = as_leader(|lead| get().hotplug.take_down(&get().rendezvous, lead, &bring_up::Xen, (cpus, life), check));
+    let taken = trace::aside(|| {
+        as_leader(|lead| get().hotplug.take_down(&get().rendezvous, lead, &bring_up::Xen, (cpus, life), check))
+    });
     taken.map_err(DownError::Missing)?.map_err(|(nr, cpu)| DownError::Device(nr, cpu))
 }
 

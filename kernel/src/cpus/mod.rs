@@ -132,7 +132,18 @@ impl Clock for GuestClock {
 /// Who did not come in time; `work` was not begun.
 #[expect(clippy::result_large_err, reason = "a set of 1024 CPUs, on a path that does not allocate")]
 pub(crate) fn rendezvous<T>(work: impl FnOnce(&Quiesced, &Masked) -> (Outcome, T)) -> Result<T, Missing> {
-    as_leader(|lead| get().rendezvous.run(&percpu::mask_upcalls(), lead, work))
+    trace::aside(|| as_leader(|lead| get().rendezvous.run(&percpu::mask_upcalls(), lead, work)))
+}
+
+/// The same for the suspend that is under way, in whose trace it is.
+///
+/// # Errors
+/// As for [`rendezvous`].
+#[expect(clippy::result_large_err, reason = "as in `rendezvous`")]
+pub(crate) fn rendezvous_of_suspend<T>(work: impl FnOnce(&Quiesced, &Masked) -> (Outcome, T)) -> Result<T, Missing> {
+    let masked = percpu::mask_upcalls();
+    trace::gather(&masked);
+    as_leader(|lead| get().rendezvous.run(&masked, lead, work))
 }
 
 /// Has `run` hold a rendezvous, and counts what became of it. Who does not come is named. Context: a task on vcpu 0.

@@ -98,6 +98,21 @@ pub(crate) fn begin(seen_ns: u64) {
     kept.suspends.mine(&masked).borrow_mut().begin(number, seen_ns, scale);
 }
 
+/// The rendezvous of the suspend is next. Context: vcpu 0.
+pub(crate) fn gather(masked: &Masked) {
+    if let Some(kept) = TRACE.get() {
+        kept.rings.gather(masked);
+    }
+}
+
+/// Does `other`, a rendezvous that is no suspend's. Context: vcpu 0.
+pub(crate) fn aside<T>(other: impl FnOnce() -> T) -> T {
+    match TRACE.get() {
+        Some(kept) => kept.rings.aside(other),
+        None => other(),
+    }
+}
+
 /// The hypercall is next. Context: vcpu 0, all others parked.
 pub(crate) fn suspending(masked: &Masked) {
     let Some(kept) = TRACE.get() else { return };

@@ -2,7 +2,8 @@
 //!
 //! | word, bits 0..=5 | 6..=63 | meaning |
 //! |---|---|---|
-//! | 0 | number | a record begins; what follows is of suspend `number` |
+//! | 0 | number | a record begins; what follows is of suspend `number`, or of none |
+//! | 0 | number, and bit 63 | the record of `number` goes on, which something else was in the way of |
 //! | 1..=39 | the TSC, its lowest 58 bits | [`Mark::code`], reached then |
 //!
 //! 58 bits of a TSC of 4 GHz last 2.2 years; a reader that knows the TSC of about that time makes up for the rest
@@ -22,6 +23,9 @@ use xen_sys::primitive::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use xen_sys::primitive::sync::atomic::{AtomicU64, AtomicUsize, fence};
 
 use super::mark::Mark;
+
+/// In the place of a number's highest bit: its record goes on.
+const GOES_ON: u64 = 1 << (u64::BITS - Mark::CODE_BITS - 1);
 
 /// The lowest 58 bits of a TSC.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,6 +58,11 @@ impl<const N: usize> Ring<N> {
     /// A record begins. Context: the owner, upcalls masked.
     pub fn begin(&self, number: u64) {
         self.push(number << Mark::CODE_BITS);
+    }
+
+    /// The record of suspend `number` goes on, after others have begun. Context: as [`Ring::begin`].
+    pub fn go_on(&self, number: u64) {
+        self.push((number | GOES_ON) << Mark::CODE_BITS);
     }
 
     /// `mark` was reached when the TSC was `tsc`. Context: as [`Ring::begin`]. Cost: a load and two stores of its own.
@@ -90,11 +99,21 @@ impl<const N: usize> Ring<N> {
         let written = self.written.load(Relaxed);
         // The owner may be storing word `written`, where word `written - N` stood.
         let first = first.max((written + 1).saturating_sub(N));
-        let is_head = |n: usize| words[Self::place(n)].trailing_zeros() >= Mark::CODE_BITS;
         let head = number << Mark::CODE_BITS;
         let begin = (first..end).rev().find(|n| words[Self::place(*n)] == head)?;
-        let end = (begin + 1..end).find(|n| is_head(*n)).unwrap_or(end);
-        Some(Record { words, begin: begin + 1, end })
+        // Where it goes on is packed up to it.
+        let goes_on = (number | GOES_ON) << Mark::CODE_BITS;
+        let (mut is_ours, mut last) = (true, begin);
+        for n in begin + 1..end {
+            let word = words[Self::place(n)];
+            if word.trailing_zeros() >= Mark::CODE_BITS {
+                is_ours = word == goes_on;
+            } else if is_ours {
+                last += 1;
+                words[Self::place(last)] = word;
+            }
+        }
+        Some(Record { words, begin: begin + 1, end: last + 1 })
     }
 
     /// Also where the count has begun anew: N is a power of two.
@@ -151,6 +170,25 @@ mod tests {
         assert_eq!(read(&ring, 1), Some(vec![(Mark::Kicked, 10), (Mark::Parked, 20)]));
         assert_eq!(read(&ring, 2), Some(vec![(Mark::Parked, 30)]));
         assert_eq!(read(&ring, 3), None);
+    }
+
+    #[test]
+    fn a_record_goes_on_after_others() {
+        let ring = Ring::<16>::new();
+        ring.go_on(1);
+        ring.mark(Mark::Begun, 5);
+        assert_eq!(read(&ring, 1), None, "its beginning is not there");
+        ring.begin(1);
+        ring.mark(Mark::Asked, 10);
+        ring.begin(0);
+        ring.mark(Mark::Begun, 20);
+        ring.go_on(1);
+        ring.mark(Mark::Begun, 30);
+        ring.mark(Mark::Rung, 40);
+        ring.begin(2);
+        ring.mark(Mark::Asked, 50);
+        assert_eq!(read(&ring, 1), Some(vec![(Mark::Asked, 10), (Mark::Begun, 30), (Mark::Rung, 40)]));
+        assert_eq!(read(&ring, 2), Some(vec![(Mark::Asked, 50)]));
     }
 
     #[test]
