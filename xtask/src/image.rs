@@ -1,7 +1,9 @@
 //! Builds the kernel and leaves the checked, bootable ELF at `target/stasis.elf`.
 //!
 //! Owns the steps from source to that file. The copy is renamed into place, so whoever reads the file
-//! gets a whole image, an older one at worst. Turned down: a `build.rs` that builds the kernel; cargo
+//! gets a whole image, an older one at worst. A run uses a copy of its own, beside its logs: another run may build another kernel
+//! meanwhile, and backtraces are looked up at the end. Two builds at once wait for each other. Turned down: a lock on
+//! the one file for as long as a run lasts, which may be hours; a `build.rs` that builds the kernel: cargo
 //! would build it for every test of the host tool.
 
 #![forbid(unsafe_code)]
@@ -16,6 +18,7 @@ use crate::cargo;
 use crate::elfcheck::{self, Facts};
 use crate::ending::Temporary;
 use crate::host::Progress;
+use crate::lock;
 use crate::progress::Terminal;
 
 /// What the kernel is compiled for.
@@ -24,7 +27,7 @@ pub const TARGET: &str = "x86_64-unknown-none";
 /// A built and checked image.
 #[derive(Clone, Debug)]
 pub struct Image {
-    /// Where it is.
+    /// Where the run's own copy is.
     pub path: PathBuf,
     /// Size of the file, with debug information.
     pub file_bytes: u64,
@@ -46,18 +49,20 @@ impl Image {
     }
 }
 
-/// Where the image is left.
+/// Where the image is left for everybody.
 pub fn path() -> PathBuf {
     cargo::results_dir().join("stasis.elf")
 }
 
-/// Builds, checks and places the image; cargo's output goes to a log below `logs`.
+/// Builds, checks and places the image; cargo's output goes to a log below `logs`, and so does the run's copy.
 ///
 /// # Errors
 /// When the target cannot be had, the build fails, or the ELF would not boot (the fault is named).
 pub fn build(terminal: &Terminal, logs: &Path) -> Result<Image> {
     ensure_target(terminal)?;
     terminal.stage("building the kernel");
+    // Until it is copied: cargo's own lock ends with the build.
+    let _lock = lock::exclusive(&path().with_extension("lock"), "building the kernel", terminal)?;
     let log = logs.join("image.log");
     let mut command = cargo::cargo();
     command.args(["build", "--package", "kernel", "--profile", "image", "--target", TARGET]);
@@ -69,13 +74,13 @@ pub fn build(terminal: &Terminal, logs: &Path) -> Result<Image> {
     })?;
     let built = executable(&output, "stasis")
         .ok_or_else(|| anyhow!("cargo did not say where it put the kernel; see {}", log.display()))?;
-    let image = place(&built, &path())?;
+    let image = place(&built, &path(), &logs.join("stasis.elf"))?;
     terminal.finished();
     Ok(image)
 }
 
-/// Checks the ELF at `built` and copies it to `to`.
-fn place(built: &Path, to: &Path) -> Result<Image> {
+/// Checks the ELF at `built` and copies it to `to`, and to `own`, which nobody else reads.
+fn place(built: &Path, to: &Path, own: &Path) -> Result<Image> {
     let bytes = fs::read(built).with_context(|| format!("cannot read {}", built.display()))?;
     let facts = elfcheck::check(&bytes).with_context(|| format!("{} would not boot under Xen", built.display()))?;
     let temporary = Temporary::new(to.with_extension(format!("elf.{}", std::process::id())));
@@ -83,7 +88,8 @@ fn place(built: &Path, to: &Path) -> Result<Image> {
     fs::create_dir_all(to.parent().context("a file has a directory")?)?;
     fs::write(partial, &bytes).with_context(|| format!("cannot write {}", partial.display()))?;
     fs::rename(partial, to).with_context(|| format!("cannot write {}", to.display()))?;
-    Ok(Image { path: to.to_path_buf(), file_bytes: bytes.len() as u64, facts })
+    fs::write(own, &bytes).with_context(|| format!("cannot write {}", own.display()))?;
+    Ok(Image { path: own.to_path_buf(), file_bytes: bytes.len() as u64, facts })
 }
 
 /// Makes sure that the standard library of [`TARGET`] is installed.
@@ -138,11 +144,11 @@ mod tests {
         }
         let dir = std::env::temp_dir().join(format!("stasis-image-{}", std::process::id()));
         fs::create_dir_all(&dir).expect("temporary directory");
-        let (from, to) = (dir.join("bad"), dir.join("stasis.elf"));
+        let (from, to, own) = (dir.join("bad"), dir.join("stasis.elf"), dir.join("own.elf"));
         fs::write(&from, b"not an ELF").expect("writable");
-        let error = place(&from, &to).expect_err("must refuse");
+        let error = place(&from, &to, &own).expect_err("must refuse");
         assert!(format!("{error:#}").contains("would not boot under Xen"), "{error:#}");
-        assert!(!to.exists());
+        assert!(!to.exists() && !own.exists());
         fs::remove_dir_all(&dir).expect("ours");
     }
 }

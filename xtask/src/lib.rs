@@ -17,6 +17,7 @@ pub mod host;
 pub mod image;
 pub mod lab;
 pub mod licences;
+pub mod lock;
 pub mod logfmt;
 pub mod mutate;
 pub mod options;

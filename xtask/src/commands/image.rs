@@ -5,7 +5,7 @@
 use anyhow::Result;
 
 use super::Session;
-use crate::image;
+use crate::image::{self, Image};
 use crate::options::LogOptions;
 
 /// Runs the command.
@@ -14,6 +14,7 @@ use crate::options::LogOptions;
 /// As [`image::build`].
 pub fn run() -> Result<()> {
     let session = Session::start("image", LogOptions { keep_logs: false })?;
-    let built = image::build(&session.terminal, &session.logs).map(|image| image.describe());
+    let built = image::build(&session.terminal, &session.logs);
+    let built = built.map(|image| Image { path: image::path(), ..image }.describe());
     session.end(built)
 }

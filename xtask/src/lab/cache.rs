@@ -7,12 +7,13 @@
 //!
 //! Turned down: `target/`, because `cargo clean` should not cost a download and a build of Xen.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
 use crate::host::Progress;
+use crate::lock;
 
 /// The cache, locked against other xtask runs until it is dropped.
 pub(super) struct Cache {
@@ -39,23 +40,8 @@ impl Cache {
         })?;
         // Some of the tools are run elsewhere and need the full path.
         let root = root.canonicalize().with_context(|| format!("resolving {}", root.display()))?;
-        let path = root.join("lock");
-        let file = File::options()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .with_context(|| format!("opening {}", path.display()))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                progress.note("another xtask is preparing the lab; waiting for it");
-                file.lock().with_context(|| format!("locking {}", path.display()))?;
-            }
-            Err(TryLockError::Error(error)) => {
-                return Err(error).with_context(|| format!("locking {}", path.display()));
-            }
-        }
-        let cache = Self { root, _lock: file };
+        let lock = lock::exclusive(&root.join("lock"), "preparing the lab", progress)?;
+        let cache = Self { root, _lock: lock };
         cache.sweep()?;
         Ok(cache)
     }
