@@ -54,6 +54,21 @@ pub(crate) struct CpuEvents {
     pub(crate) turns: CachePadded<Turns>,
 }
 
+impl CpuEvents {
+    /// In a frame of its own, which is gone before the tables of the domain are moved to where they stay: each is some KiB large.
+    #[inline(never)]
+    fn for_all(nr_cpus: usize, abi: &Abi) -> PerCpu<CpuEvents> {
+        PerCpu::new(nr_cpus, |id| CpuEvents {
+            id,
+            table: CachePadded::new(CpuTable::new()),
+            own: CachePadded::new(abi.own()),
+            counters: CachePadded::new(Counters::new()),
+            passage: CachePadded::new(Passage::new()),
+            turns: CachePadded::new(Turns::new()),
+        })
+    }
+}
+
 /// See the head of this file.
 pub struct Events<H> {
     pub(crate) xen: H,
@@ -71,14 +86,7 @@ impl<H: Hypervisor> Events<H> {
     pub fn new(nr_cpus: usize, kind: AbiKind, handlers: Handlers, xen: H) -> Events<H> {
         let abi = Abi::new(kind);
         let devices = PortTable::new(abi.capacity());
-        let cpus = PerCpu::new(nr_cpus, |id| CpuEvents {
-            id,
-            table: CachePadded::new(CpuTable::new()),
-            own: CachePadded::new(abi.own()),
-            counters: CachePadded::new(Counters::new()),
-            passage: CachePadded::new(Passage::new()),
-            turns: CachePadded::new(Turns::new()),
-        });
+        let cpus = CpuEvents::for_all(nr_cpus, &abi);
         Events {
             xen,
             abi,
