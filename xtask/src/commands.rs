@@ -192,6 +192,7 @@ fn the_guest(
         name: domain_name(place),
         kernel: put_file(host, "stasis.elf", &image.path)?,
         vcpus: guest.vcpus,
+        max_vcpus: guest.most_vcpus()?,
         memory_mib: guest.memory,
         cmdline: xlcfg::cmdline(workload, extra),
     })

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::bench::downtime::Sched;
@@ -24,6 +25,9 @@ pub struct GuestOptions {
     /// Virtual processors of the guest.
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub vcpus: u32,
+    /// Virtual processors that it has, of which --vcpus are online at first; all where not given.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub maxvcpus: Option<u32>,
     /// Memory of the guest, in MiB.
     #[arg(long, default_value_t = 64, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..=524_288))]
     pub memory: u32,
@@ -33,6 +37,18 @@ pub struct GuestOptions {
     /// log=LEVEL, trace=off|keep|suspend, resume=parallel|batched|serial, seed=NUMBER. Without workload=, test= or bench= among them, workload=heartbeat is put before.
     #[arg(long, default_value = "", value_name = "WORDS", allow_hyphen_values = true)]
     pub extra: String,
+}
+
+impl GuestOptions {
+    /// How many virtual processors it has.
+    ///
+    /// # Errors
+    /// When more are to be online.
+    pub fn most_vcpus(&self) -> Result<u32> {
+        let most = self.maxvcpus.unwrap_or(self.vcpus);
+        ensure!(most >= self.vcpus, "--maxvcpus {most} is less than --vcpus {}", self.vcpus);
+        Ok(most)
+    }
 }
 
 /// Where a guest under xl runs.

@@ -21,8 +21,10 @@ pub struct GuestConfig {
     pub name: String,
     /// Path of the kernel, in dom0.
     pub kernel: String,
-    /// Number of vCPUs, all online from the start.
+    /// Number of vCPUs that are online from the start.
     pub vcpus: u32,
+    /// Number of vCPUs that it has, which `xl vcpu-set` may bring online; at least as many.
+    pub max_vcpus: u32,
     /// Memory in MiB.
     pub memory_mib: u32,
     /// The kernel's command line.
@@ -43,6 +45,9 @@ impl GuestConfig {
         key("memory", &self.memory_mib.to_string());
         key("maxmem", &self.memory_mib.to_string());
         key("vcpus", &self.vcpus.to_string());
+        if self.max_vcpus > self.vcpus {
+            key("maxvcpus", &self.max_vcpus.to_string());
+        }
         key("extra", &quote(&self.cmdline));
         if self.is_traced() {
             // Where Xen does not trust the TSC it traps its reading, a few microseconds each, and hands out the last value plus
@@ -65,7 +70,7 @@ impl GuestConfig {
 
     /// The value for `max_event_channels` where xl's default does not do.
     fn ports_needed(&self) -> Option<u32> {
-        let ports = self.vcpus.saturating_mul(PORTS_PER_VCPU).saturating_add(PORTS_BESIDES);
+        let ports = self.max_vcpus.saturating_mul(PORTS_PER_VCPU).saturating_add(PORTS_BESIDES);
         (ports > XL_DEFAULT_PORTS).then_some(ports)
     }
 }
@@ -92,6 +97,7 @@ mod tests {
             name: "stasis".into(),
             kernel: "/run/stasis.elf".into(),
             vcpus,
+            max_vcpus: vcpus,
             memory_mib: 64,
             cmdline: r#"workload=heartbeat note="a\b""#.into(),
         }
@@ -110,6 +116,13 @@ on_reboot = "restart"
 on_crash = "preserve"
 "#;
         assert_eq!(config(8).render(), want);
+    }
+
+    #[test]
+    fn vcpus_that_are_down_count_too() {
+        let fewer = GuestConfig { vcpus: 2, ..config(512) };
+        assert!(fewer.render().contains("vcpus = 2\nmaxvcpus = 512\n"));
+        assert!(fewer.render().ends_with("max_event_channels = 1600\n"));
     }
 
     #[test]

@@ -80,10 +80,11 @@ pub(crate) fn down_and_up(place: &mut Place, words: &str, vcpus: u32) -> Result<
     })
 }
 
-/// A domain that is made with fewer vCPUs online than it has starts no more than those; the toolstack makes one so from a domain
-/// that reboots with some down.
+/// A domain that is made with fewer vCPUs online than it has starts no more than those; the toolstack makes one so by `maxvcpus=`, and
+/// from a domain that reboots with some down.
 pub(crate) fn boots_with_fewer(place: &mut Place) -> Result<()> {
-    place.with_guest(4, 64, |guest| {
+    place.with_guest_that_has("", (2, 4), 64, |guest| {
+        set(guest, 2, 4)?;
         set(guest, 4, 2)?;
         let before = domid(guest)?;
         guest.watch().expect_reboot();

@@ -91,6 +91,17 @@ impl Place {
         memory_mib: u32,
         work: impl FnOnce(&mut Guest<'_>) -> Result<()>,
     ) -> Result<()> {
+        self.with_guest_that_has(words, (vcpus, vcpus), memory_mib, work)
+    }
+
+    /// The same, of whose `max_vcpus` only `vcpus` are online at first.
+    pub(crate) fn with_guest_that_has(
+        &mut self,
+        words: &str,
+        (vcpus, max_vcpus): (u32, u32),
+        memory_mib: u32,
+        work: impl FnOnce(&mut Guest<'_>) -> Result<()>,
+    ) -> Result<()> {
         self.guests += 1;
         // A name of its own for each: consoles are logged by name, and a failed step must not speak into the next.
         let name = format!("stasis{}", self.guests);
@@ -98,6 +109,7 @@ impl Place {
             name: name.clone(),
             kernel: self.kernel.clone(),
             vcpus,
+            max_vcpus,
             memory_mib,
             cmdline: xlcfg::cmdline("heartbeat", words),
         };

@@ -185,7 +185,8 @@ fn config(files: &Files, task: Task<'_>, name: &str) -> Result<String> {
         (Side::Linux, None) => bail!("there is no Linux to boot"),
     };
     let Task { vcpus, memory_mib, .. } = task;
-    let config = GuestConfig { name: name.to_owned(), kernel: kernel.clone(), vcpus, memory_mib, cmdline };
+    let config =
+        GuestConfig { name: name.to_owned(), kernel: kernel.clone(), vcpus, max_vcpus: vcpus, memory_mib, cmdline };
     let mut text = config.render();
     // The TSC of the host for both, before and after: Xen would trap each RDTSC otherwise.
     text.push_str("tsc_mode = \"native\"\n");

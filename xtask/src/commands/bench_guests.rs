@@ -128,7 +128,8 @@ fn config(files: &Files, shape: Shape, side: Side, name: &str, names: &str, abi:
         }
     };
     let Shape { vcpus, memory_mib } = shape;
-    let config = GuestConfig { name: name.to_owned(), kernel: kernel.clone(), vcpus, memory_mib, cmdline };
+    let config =
+        GuestConfig { name: name.to_owned(), kernel: kernel.clone(), vcpus, max_vcpus: vcpus, memory_mib, cmdline };
     let cpus: Vec<String> = (1..=vcpus).map(|cpu| format!("\"{cpu}\"")).collect();
     let mut text = config.render();
     // Xen would trap each RDTSC otherwise, on a processor whose TSC it does not trust.

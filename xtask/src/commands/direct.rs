@@ -7,7 +7,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Error, Result, anyhow, bail};
+use anyhow::{Error, Result, anyhow, bail, ensure};
 use clap::Args;
 
 use super::Session;
@@ -59,7 +59,8 @@ pub fn run(options: &DirectOptions) -> Result<()> {
 fn all_of_it(session: &Session, options: &DirectOptions) -> Result<String> {
     let image = image::build(&session.terminal, &session.logs)?;
     let prepared = lab::prepare(&session.terminal, false)?;
-    let GuestOptions { vcpus, memory, extra } = &options.guest;
+    let GuestOptions { vcpus, maxvcpus, memory, extra } = &options.guest;
+    ensure!(maxvcpus.is_none(), "--maxvcpus is for guests under xl: here all vCPUs are online");
     let cmdline = xlcfg::cmdline("heartbeat", extra);
     let goal = Goal::from_cmdline(&cmdline, options.beats);
     let config = DirectConfig {

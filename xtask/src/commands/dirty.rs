@@ -52,8 +52,8 @@ pub fn run(options: &DirtyOptions) -> Result<()> {
 
 fn all_of_it(session: &Session, options: &DirtyOptions) -> Result<String> {
     let image = image::build(&session.terminal, &session.logs)?;
-    let GuestOptions { vcpus, memory, extra } = &options.guest;
-    let needs = Needs { vcpus: *vcpus, memory_mib: *memory, copies: 2, log_dirty: true };
+    let GuestOptions { vcpus, memory, extra, .. } = &options.guest;
+    let needs = Needs { vcpus: options.guest.most_vcpus()?, memory_mib: *memory, copies: 2, log_dirty: true };
     let program = lab::program(lab::Program::LogDirty, &session.terminal)?;
     let mut host = open(options.place, needs, session)?;
     session.terminal.say(&format!("on:     {}", host.describe()));

@@ -53,8 +53,8 @@ pub fn run(options: &RemusOptions) -> Result<()> {
 
 fn all_of_it(session: &Session, options: &RemusOptions) -> Result<String> {
     let image = image::build(&session.terminal, &session.logs)?;
-    let GuestOptions { vcpus, memory, extra } = &options.guest;
-    let needs = Needs { vcpus: *vcpus, memory_mib: *memory, copies: 2, log_dirty: true };
+    let GuestOptions { vcpus, memory, extra, .. } = &options.guest;
+    let needs = Needs { vcpus: options.guest.most_vcpus()?, memory_mib: *memory, copies: 2, log_dirty: true };
     let mut host = open(options.place, needs, session)?;
     session.terminal.say(&format!("on:     {}", host.describe()));
     require_log_dirty(host.as_mut())?;

@@ -36,8 +36,8 @@ pub fn run(options: &RunOptions) -> Result<()> {
 
 fn all_of_it(session: &Session, options: &RunOptions) -> Result<String> {
     let image = image::build(&session.terminal, &session.logs)?;
-    let GuestOptions { vcpus, memory, extra } = &options.guest;
-    let needs = Needs { vcpus: *vcpus, memory_mib: *memory, copies: 1, log_dirty: false };
+    let GuestOptions { memory, extra, .. } = &options.guest;
+    let needs = Needs { vcpus: options.guest.most_vcpus()?, memory_mib: *memory, copies: 1, log_dirty: false };
     let mut host = open(options.place, needs, session)?;
     let config = the_guest(host.as_mut(), &image, options.place, &options.guest, ("heartbeat", extra))?;
     let path = host.put("stasis.cfg", config.render().as_bytes())?;

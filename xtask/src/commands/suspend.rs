@@ -52,8 +52,9 @@ pub fn run(kind: Kind, options: &SuspendOptions) -> Result<()> {
 fn all_of_it(session: &Session, kind: Kind, options: &SuspendOptions) -> Result<String> {
     let image = image::build(&session.terminal, &session.logs)?;
     session.terminal.say(&format!("kernel: {}", image.describe()));
-    let GuestOptions { vcpus, memory, extra } = &options.guest;
-    let needs = Needs { vcpus: *vcpus, memory_mib: *memory, copies: 2, log_dirty: kind == Kind::Migrate };
+    let GuestOptions { vcpus, memory, extra, .. } = &options.guest;
+    let needs =
+        Needs { vcpus: options.guest.most_vcpus()?, memory_mib: *memory, copies: 2, log_dirty: kind == Kind::Migrate };
     let mut host = open(options.place, needs, session)?;
     session.terminal.say(&format!("on:     {}", host.describe()));
     if kind == Kind::Migrate {

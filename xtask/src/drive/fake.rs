@@ -246,6 +246,7 @@ fn run_on(host: &mut FakeHost, kind: Kind, cycles: u32) -> Result<(Vec<Suspend>,
         name: "stasis".into(),
         kernel: "/run/stasis.elf".into(),
         vcpus: host.vcpus,
+        max_vcpus: host.vcpus,
         memory_mib: 64,
         cmdline: "workload=heartbeat".into(),
     };

@@ -78,7 +78,8 @@ impl<'h> Guest<'h> {
     ) -> Result<Guest<'h>> {
         let path = host.put(&format!("{}.cfg", config.name), config.render().as_bytes())?;
         host.follow(&config.name)?;
-        let watch = Watch::new(config.vcpus);
+        let mut watch = Watch::new(config.max_vcpus);
+        watch.expect_up(config.vcpus..=config.vcpus);
         let domain = Domain::new(host, &config.name);
         let mut guest = Guest { domain, config, limits, watch, heard: VecDeque::new(), image, show };
         guest.command_ok(&format!("xl create {path}"), guest.limits.boot)?;

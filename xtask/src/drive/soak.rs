@@ -115,6 +115,7 @@ impl Soak {
             name: format!("{}-{number}", self.name),
             kernel: self.kernel.clone(),
             vcpus: plan.vcpus,
+            max_vcpus: plan.vcpus,
             memory_mib: plan.memory_mib,
             cmdline: plan.cmdline(),
         };
