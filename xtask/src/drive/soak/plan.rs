@@ -8,6 +8,9 @@
 use std::fmt;
 use std::ops::RangeInclusive;
 
+use rand_xoshiro::SplitMix64;
+use rand_xoshiro::rand_core::{Rng, SeedableRng};
+
 use crate::drive::cycles::Kind;
 
 /// Suspends and changes in the life of one guest.
@@ -65,7 +68,7 @@ pub enum Action {
 impl Plan {
     /// The plan that follows from `seed`, for a guest of up to `most_vcpus`.
     pub fn new(seed: u64, most_vcpus: u32) -> Plan {
-        let mut random = Random(seed);
+        let mut random = Random(SplitMix64::seed_from_u64(seed));
         let vcpus = random.within(1..=most_vcpus);
         let memory_mib = random.one_of([32, 48, 64]);
         let abi = random.one_of(["2l", "fifo"]);
@@ -128,21 +131,13 @@ impl fmt::Display for Action {
     }
 }
 
-/// `SplitMix64`: every seed has a stream of its own, also those that follow each other.
-struct Random(u64);
+/// Every seed has a stream of its own, also those that follow each other.
+struct Random(SplitMix64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
     fn within(&mut self, range: RangeInclusive<u32>) -> u32 {
         let width = u64::from(range.end() - range.start()) + 1;
-        let drawn = (u128::from(self.next()) * u128::from(width)) >> 64;
+        let drawn = (u128::from(self.0.next_u64()) * u128::from(width)) >> 64;
         range.start() + u32::try_from(drawn).expect("it is below a width of u32")
     }
 
@@ -158,7 +153,11 @@ mod tests {
 
     #[test]
     fn a_plan_follows_from_its_seed() {
-        assert_eq!(Plan::new(7, 8), Plan::new(7, 8));
+        let plan = Plan::new(1, 4);
+        let want = "seed 1: 3 vCPUs, 64 MiB, workload=soak evtchn=fifo suspend=xenstore seed=1, 6 steps";
+        assert_eq!(plan.to_string(), want, "a seed means what it has always meant");
+        let step = "after 1613 ms migrate against vcpu-set 1 (+99 ms) 1 (+744 ms) 1 (+430 ms), then vcpu-set 2";
+        assert_eq!(plan.steps[3].to_string(), step);
         assert_ne!(Plan::new(7, 8).steps, Plan::new(8, 8).steps);
         let plan = Plan::new(u64::MAX, 8);
         assert!(plan.cmdline().ends_with("seed=18446744073709551615"), "{}", plan.cmdline());
