@@ -9,6 +9,8 @@
 //! |---|---|
 //! | `flat` | one counter |
 //! | `tree_32`, `tree_8` | a counter for each 32 or 8 CPUs; the last of each group counts in one for the groups |
+//!
+//! ORDERING: a round's begin and end are Release in who says it and Acquire in who waits for it, so that rounds do not overlap.
 
 use std::hint::black_box;
 use std::num::NonZero;

@@ -17,6 +17,9 @@
 //! The fake has 1023 ports for all CPUs, so there is no 256 with 4 threads, and 1000 with one only. Delivery with the
 //! FIFO ABI takes a lock in the fake, which keeps the threads apart for much of the time: locked tables meet less
 //! contention there than with the 2-level ABI, where it is an exchange for each word.
+//!
+//! ORDERING, of what ours is held against: delivery is SeqCst, as Xen's locked instructions are; a scan takes a word by AcqRel and
+//! reads pending bits by Acquire, as `demux` does; masks, which nobody changes here, and counts are Relaxed.
 
 use std::collections::HashMap;
 use std::hint::black_box;

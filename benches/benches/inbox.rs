@@ -15,6 +15,9 @@
 //!
 //! The alternatives allocate nothing on the way but the blocks of `seg_queue`; each call carries its function, its
 //! argument, and where to note its end, by a store. Ours can also be awaited, and dropped: its end is an exchange.
+//!
+//! ORDERING, of the queues that ours is held against: a bell's swap is AcqRel on both sides, as a delivered event would order it; the end of a
+//! call is Release, and Acquire in who waits for it. Flags that end a sample are Relaxed: threads are joined after it.
 
 use std::collections::VecDeque;
 use std::hint::black_box;

@@ -1,6 +1,8 @@
 //! The FIFO ABI's queues against Xen appending at the same time: chains of ports, priorities, unmasking by hand while
 //! Xen links, and ports that close while they stand in a queue (`loom_move.rs` has those that move). Xen's side is `hosted/fifo.rs`, step by step as
 //! `event_fifo.c`. What both ABIs share is in `loom_upcall.rs`.
+//!
+//! ORDERING: Relaxed throughout, in what watches: what is seen must be seen by the orderings of the code under test.
 #![cfg(loom)]
 
 use evtchn::hosted::{self, Batch, Channel, Fake, bring_up, cpu, masked, nr};

@@ -1,6 +1,8 @@
 //! An ipi to a CPU that is binding its ports after a restore: either it is sent on the new port, or the target finds
 //! the work when it looks at its inbox after binding. The inbox here is one word, and keeps what `Events::send_ipi`
 //! asks of an inbox; one that does not must strand work.
+//!
+//! ORDERING: but for the inbox's word Relaxed throughout: that the work is seen is for that word and the code under test to see to.
 #![cfg(loom)]
 
 use evtchn::hosted::{self, Fake, bring_up, cpu, masked, quiesced};

@@ -1,5 +1,7 @@
 //! Moving a device port while it fires, is muted, or has its event ended: no event is lost, no two CPUs run its handler at
 //! once, and the port is not left masked.
+//!
+//! ORDERING: Relaxed throughout, in what watches: what is seen must be seen by the orderings of the code under test.
 #![cfg(loom)]
 
 #[macro_use]

@@ -1,4 +1,6 @@
 //! The port table: publishing an action against whoever looks it up, and taking it away under a running upcall.
+//!
+//! ORDERING: Relaxed throughout, in what watches: what is seen must be seen by the orderings of the code under test.
 #![cfg(loom)]
 
 use evtchn::hosted::{self, Channel, Fake, bring_up, cpu, masked, nr};

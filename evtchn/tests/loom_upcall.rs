@@ -4,6 +4,8 @@
 //!
 //! Xen enters an upcall when it has set `upcall_pending` and upcalls are not masked. So a test lets the CPU look while
 //! Xen is at work, and once more at the end if that flag is set, and only then.
+//!
+//! ORDERING: Relaxed throughout, in what watches: what is seen must be seen by the orderings of the code under test.
 #![cfg(loom)]
 
 #[macro_use]

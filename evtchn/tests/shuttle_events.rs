@@ -4,6 +4,8 @@
 //! What must hold: each event that was raised after its last handling is handled; a device's handler runs where its port is
 //! bound, or is being moved from or to, on one CPU at a time, and never after what it owns was dropped; no port is left
 //! masked; and the counters add up.
+//!
+//! ORDERING: SeqCst throughout, in what watches: shuttle tries schedules and knows no other order.
 #![cfg(shuttle)]
 
 #[macro_use]

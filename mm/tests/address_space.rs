@@ -1,5 +1,7 @@
 //! From the builder's address space to ours, against the model of Xen: several sizes and shapes of domains, every hypercall
 //! failing once, and what the toolstack is told.
+//!
+//! ORDERING: Relaxed throughout: one thread plays all sides.
 
 #![cfg(not(loom))]
 

@@ -2,6 +2,8 @@
 //! anew: each CPU finds what it was asked for, runs each call once, and sees what the sender did before; the caller sees
 //! what all of them did. The orderings are those of the inbox and the call node: weakening one that they use fails
 //! here too.
+//!
+//! ORDERING: Relaxed throughout, in what watches: what is seen must be seen by the orderings of the code under test.
 #![cfg(loom)]
 
 mod model;

@@ -1,6 +1,8 @@
 //! The roll call: nobody is sent to before it has its port, everybody gets exactly one IPI, and from somebody else, and
 //! the end is said once, with all times visible. Ports and bells are relaxed: what is needed comes from the roll call,
 //! and from the inbox to whoever takes an IPI.
+//!
+//! ORDERING: Relaxed throughout, in what watches: what is seen must be seen by the orderings of the code under test.
 #![cfg(loom)]
 
 mod model;

@@ -2,6 +2,8 @@
 //!
 //! What must hold: each call runs once, on the CPU that it was for, and after the caller's earlier calls to that CPU; each
 //! wish that was posted is handled after it was posted; an inbox rings once for each time that it was empty.
+//!
+//! ORDERING: SeqCst throughout, in what watches: shuttle tries schedules and knows no other order.
 #![cfg(shuttle)]
 
 mod crowd;

@@ -3,6 +3,8 @@
 //!
 //! What must hold: while the leader works nobody else runs; each follower comes out of every rendezvous that took place
 //! once, with its outcome and in order, and of none that did not.
+//!
+//! ORDERING: SeqCst throughout, in what watches: shuttle tries schedules and knows no other order.
 #![cfg(shuttle)]
 
 mod crowd;

@@ -1,4 +1,6 @@
 //! Whatever stands in the reply ring, the store neither panics nor hangs, and a restore makes it good again.
+//!
+//! ORDERING: Relaxed throughout: one thread plays all sides.
 #![cfg(not(loom))]
 
 use proptest::collection::vec;

@@ -1,4 +1,6 @@
 //! Quiesce and resume against the fake, both outcomes, with and without indices that survive the restore.
+//!
+//! ORDERING: Relaxed throughout: one thread plays all sides.
 #![cfg(not(loom))]
 
 use std::cell::{Cell, RefCell};

@@ -1,5 +1,7 @@
 //! [`SCENE`]: what is raised in a scene and what handlers have seen of it, for each device, timer and inbox; and the
 //! handlers, which look for what must not be.
+//!
+//! ORDERING: SeqCst throughout, in what watches: shuttle tries schedules and knows no other order.
 
 use evtchn::{Action, EndOfEvent, Handlers, Ipi, Virq};
 use percpu::Masked;

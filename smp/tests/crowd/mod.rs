@@ -1,4 +1,6 @@
 //! What the scenes with many CPUs share: bells that are flags, and a look at everything that is posted.
+//!
+//! ORDERING: SeqCst throughout, in what watches: shuttle tries schedules and knows no other order.
 #![allow(dead_code, reason = "each scene uses its part")]
 
 use percpu::{CpuId, Masked, PerCpu, hosted};
