@@ -63,6 +63,13 @@ pub enum MmError {
         /// Xen's answer.
         errno: Errno,
     },
+    /// The root could not be unpinned.
+    Unpin {
+        /// The L4 table.
+        root: Pfn,
+        /// Xen's answer; EINVAL if it is not pinned.
+        errno: Errno,
+    },
     /// The TLBs could not be flushed.
     Flush {
         /// Xen's answer.
@@ -117,6 +124,7 @@ impl fmt::Display for MmError {
             MmError::Map { va, errno } => write!(f, "update_va_mapping of {va:#x} failed: {errno}"),
             MmError::Update { va, errno } => write!(f, "mmu_update of an entry that maps {va:#x} failed: {errno}"),
             MmError::Pin { root, errno } => write!(f, "pinning the root ({root}) failed: {errno}"),
+            MmError::Unpin { root, errno } => write!(f, "unpinning the root ({root}) failed: {errno}"),
             MmError::Flush { errno } => write!(f, "flushing the TLBs failed: {errno}"),
             MmError::MachineEnd { errno } => write!(f, "XENMEM_maximum_ram_page failed: {errno}"),
             MmError::NoFrames { va, nr } => {

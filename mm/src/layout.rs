@@ -8,6 +8,9 @@
 //!     320  ffff_a000_0000_0000    area: fixmap, then kernel stacks with guards              rw
 //!     511  ffff_ffff_8000_0000    image, VA = base + pfn * 4096, built by the builder       rx, r, rw
 //!
+//! In roots of user mode's, and nothing else is there (`user.rs`):
+//!       0  0000_0000_0040_0000    code, then data, up to 512 pages                          rx, rw
+//!
 //! area + 0        fixmap: pages that are not ours, or not always the same; an L1 table of its own (2 MiB)
 //! area + 2 MiB    stack 0:  | 32 KiB guard, nothing mapped | 32 KiB stack |
 //!                 stack 1:  …  up to stack 1023
@@ -42,6 +45,9 @@ pub const AREA_BASE: u64 = 0xffff_a000_0000_0000;
 /// Where pfn 0 is mapped at entry. L4 slot 511.
 pub const IMAGE_BASE: u64 = 0xffff_ffff_8000_0000;
 
+/// Where user mode's code begins, in roots of its own. Not 0, so that a null pointer faults. L4 slot 0.
+pub const USER_BASE: u64 = 0x40_0000;
+
 /// Most pages that the direct map's one L4 slot has room for (512 GiB).
 pub const MAX_PAGES: u64 = ENTRIES * ENTRIES * ENTRIES;
 
@@ -62,6 +68,7 @@ pub const MAX_STACKS: u64 = 1024;
 pub const AREA_END: u64 = STACKS_BASE + MAX_STACKS * STACK_STRIDE;
 
 const _: () = assert!(P2M_BASE.is_multiple_of(1 << 30), "the toolstack's arithmetic");
+const _: () = assert!(USER_BASE.is_multiple_of(ENTRIES * PAGE_SIZE), "a whole L1 table is user mode's");
 const _: () = assert!(AREA_END - AREA_BASE <= 1 << 30, "one L2 table maps the whole area");
 const _: () = assert!((ENTRIES * PAGE_SIZE).is_multiple_of(STACK_STRIDE), "no stack lies under two L1 tables");
 

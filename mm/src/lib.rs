@@ -5,6 +5,7 @@
 //!   writable and executable at once, no page table writable. [`Plan`] is the pure part of it.
 //! - [`P2m`]: page numbers to machine page numbers and back; what the toolstack is told.
 //! - [`AreaMap`], [`fixmap`]: mappings made later: stacks with guards; pages that are not ours.
+//! - [`AddressSpace`]: what user mode sees, under a root of its own.
 //! - [`Heap`]: all free pages.
 //! - [`Mmu`]: what of this needs Xen or the processor. [`XenMmu`] is the real one; the tests have a model of Xen.
 //!
@@ -29,6 +30,7 @@ mod plan;
 mod protect;
 mod pte;
 mod root;
+mod user;
 mod xen;
 
 pub use addr::{Mfn, Pfn, PfnRange};
@@ -44,4 +46,5 @@ pub use plan::{BootMemory, Image, MIN_FREE_PAGES, Plan, Tables};
 pub use protect::protect_image;
 pub use pte::{Access, Entry, Flags};
 pub use root::Root;
+pub use user::AddressSpace;
 pub use xen::XenMmu;

@@ -4,8 +4,8 @@
 //! A by itself and bit 52 on entries that were written without US, so reading back says less than it seems to. What `Access`
 //! cannot spell, a page that is writable and executable, does not exist.
 //!
-//! Always US clear in leaf entries: Xen makes one that has US and lacks bit 52 a user page with a global TLB entry
-//! (`pv/mm.h: adjust_guest_l1e`). Never PSE, PAT, PCD, PWT: EINVAL. A non-present entry is 0: on machines with
+//! US is clear in leaf entries of the kernel's: Xen makes one that has US and lacks bit 52 a user page with a global TLB entry
+//! (`pv/mm.h: adjust_guest_l1e`). It is set in those of user mode's own roots alone ([`Entry::user_page`]). Never PSE, PAT, PCD, PWT: EINVAL. A non-present entry is 0: on machines with
 //! L1TF, any address bits in one make Xen switch the whole domain to shadow paging.
 //!
 //! Context: any; plain values.
@@ -48,7 +48,7 @@ bitflags! {
     }
 }
 
-/// What may be done with a page of kernel memory.
+/// What may be done with a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
     /// Read.
@@ -89,6 +89,11 @@ impl Entry {
     pub const fn page(mfn: Mfn, access: Access) -> Entry {
         let flags = Flags::PRESENT.union(Flags::ACCESSED).union(access.flags());
         Entry::from_raw(mfn.maddr() | flags.bits())
+    }
+
+    /// A leaf of user mode's: as [`Entry::page`], and user mode may use it.
+    pub const fn user_page(mfn: Mfn, access: Access) -> Entry {
+        Entry::from_raw(Entry::page(mfn, access).raw | Flags::USER.bits())
     }
 
     /// Points to the table `mfn` of the next level down.

@@ -1,9 +1,7 @@
 //! [`Root`]: an L4 table.
 //!
-//! There is one, the builder's, which is the kernel's own and lives for ever. A registry of all L4s with their states (under
-//! construction, pinned, under destruction) belongs here once there are processes: suspend must find those that are
-//! neither pinned nor loaded, because the toolstack saves them as plain data. Roots of processes will share the L3 tables of
-//! the kernel's half, so that a mapping taken out of the area is gone from all of them at once.
+//! There is one of these, the builder's, which is the kernel's own and lives for ever: all of the kernel runs on it, on every vcpu.
+//! Roots of user mode are [`AddressSpace`](crate::AddressSpace)s, have nothing of the kernel's, and are pinned whenever a suspend can come.
 //!
 //! Context: boot; plain values otherwise.
 
