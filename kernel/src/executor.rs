@@ -3,6 +3,7 @@
 //! - A task belongs to one CPU for life, and waits while that is down. It runs until its next await point and is not preempted but by upcalls.
 //! - Waking is lock-free and may happen anywhere: in an upcall, or on another CPU, which then sends an IPI. Running takes all that
 //!   is ready at once, and waits for no waker.
+//! - User mode is what a CPU runs where it would block otherwise ([`user`]); it is left when anything of this loop's is to be done.
 //! - Freezing is a property of this loop: a rendezvous is entered here and nowhere else, between two polls. So whatever a
 //!   task does without an await in between (a page-table update, a hypercall that takes an mfn) is whole when the domain
 //!   is saved, or its CPU goes down.
@@ -14,13 +15,13 @@ use core::future::Future;
 use core::ptr::NonNull;
 
 use async_task::{Builder, Runnable};
-use percpu::{CpuId, PerCpu};
+use percpu::{CpuId, Masked, PerCpu};
 use smp::trace::Mark;
 use spin::Once;
 
 use crate::cpus::{self, AfterPark};
 use crate::run_queue::{Link, Linked, RunQueue};
-use crate::{events, timer, trace};
+use crate::{events, timer, trace, user};
 
 type Task = Runnable<Link>;
 
@@ -123,13 +124,22 @@ pub(crate) fn run() -> ! {
     }
 }
 
-/// Blocks until the next event, unless there is something to do already.
+/// Runs user mode, or blocks until the next event, unless there is something to do already.
 fn idle_if_nothing_to_do(mine: &RunQueue<Task>) {
     let masked = percpu::mask_upcalls();
-    // With upcalls masked none of these can become true unseen: Xen unmasks and looks for pending events in one step, and
-    // what other CPUs do for us comes with an event.
-    if mine.is_empty() && !timer::has_fired(&masked) && !cpus::park_is_asked() && !events::get().is_any_muted(&masked) {
+    if !has_to_do(mine, &masked) && !user::run_if_any(&masked) {
         cpus::note_idle();
         masked.block();
     }
+}
+
+/// Whether this CPU's loop has anything to do. With upcalls masked none of it can become true unseen: Xen unmasks and looks for pending
+/// events in one step, and what other CPUs do for us comes with an event.
+fn has_to_do(mine: &RunQueue<Task>, masked: &Masked) -> bool {
+    !mine.is_empty() || timer::has_fired(masked) || cpus::park_is_asked() || events::get().is_any_muted(masked)
+}
+
+/// Whether user mode has to be left for this CPU's loop. Context: an upcall from there.
+pub(crate) fn is_wanted(masked: &Masked) -> bool {
+    has_to_do(ready(percpu::current()), masked)
 }

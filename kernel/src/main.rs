@@ -81,6 +81,8 @@ mod trace;
 #[cfg(target_os = "none")]
 mod traps;
 #[cfg(target_os = "none")]
+mod user;
+#[cfg(target_os = "none")]
 mod vector;
 #[cfg(target_os = "none")]
 mod wait;

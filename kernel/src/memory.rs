@@ -8,11 +8,12 @@ use core::ptr::NonNull;
 
 use boot::{BootInfo, image};
 use mm::fixmap::{self, Slot};
-use mm::{Access, BootMemory, Image, MaskedLock, Memory, Mfn, MmError, Pfn, PfnRange, XenMmu};
+use mm::{Access, AddressSpace, BootMemory, Image, MaskedLock, Memory, Mfn, MmError, Pfn, PfnRange, XenMmu};
 use percpu::{CpuId, Quiesced};
 use spin::Once;
 use xen_sys::abi::arch::ArchSharedInfo;
 use xen_sys::abi::xen::SharedInfo;
+use xen_sys::primitive::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::heap;
 
@@ -148,6 +149,42 @@ pub(crate) fn map_stack(cpu: CpuId) -> Result<u64, MmError> {
     kernel().area.with(|area| area.map_stack(&mut XenMmu, &kernel().p2m, &mut heap::get(), index))
 }
 
+/// Address spaces of user mode that are being made or destroyed.
+static UNPINNED: AtomicUsize = AtomicUsize::new(0);
+
+/// Does `work` on an address space that is not pinned meanwhile.
+fn unpinned<T>(work: impl FnOnce() -> T) -> T {
+    // ORDERING: Relaxed twice: read where this CPU is parked or is the one that reads.
+    UNPINNED.fetch_add(1, Ordering::Relaxed);
+    let result = work();
+    UNPINNED.fetch_sub(1, Ordering::Relaxed);
+    result
+}
+
+/// Makes an address space of user mode. Cost: see [`AddressSpace::build`]. Context: task.
+///
+/// # Errors
+/// No memory, or Xen's.
+pub(crate) fn make_user_space(code: &[u8], data_pages: u64) -> Result<AddressSpace, MmError> {
+    unpinned(|| AddressSpace::build(&mut XenMmu, &kernel().p2m, &mut heap::get(), code, data_pages))
+}
+
+/// Destroys one, which no vcpu has loaded. Cost: see [`AddressSpace::destroy`]. Context: task.
+///
+/// # Errors
+/// Xen's.
+pub(crate) fn destroy_user_space(space: AddressSpace) -> Result<(), MmError> {
+    unpinned(|| space.destroy(&mut XenMmu, &kernel().p2m, &mut heap::get()))
+}
+
+/// Sees whether one is as it was made, and pinned. Context: task, on the vcpu that has it loaded.
+///
+/// # Errors
+/// What is not so.
+pub(crate) fn verify_user_space(space: &AddressSpace) -> Result<(), MmError> {
+    unpinned(|| space.verify(&mut XenMmu, &kernel().p2m))
+}
+
 /// Maps `shared_info` at its place for life.
 ///
 /// # Errors
@@ -163,11 +200,15 @@ pub(crate) fn shared_info_place() -> NonNull<SharedInfo> {
     NonNull::new(Slot::SHARED_INFO.as_ptr()).expect("the fixmap is not at 0")
 }
 
-/// Unmaps it, from every root: they share the fixmap's table.
+/// Unmaps it. The kernel's is the only root that ever had it.
 ///
 /// # Errors
 /// Xen's.
+/// # Panics
+/// If a root of user mode is not pinned: it would be saved as plain data. Whoever makes or destroys one awaits nothing meanwhile.
 pub(crate) fn unmap_shared_info(_quiesced: &Quiesced) -> Result<(), MmError> {
+    // ORDERING: Relaxed, all others are parked.
+    assert!(UNPINNED.load(Ordering::Relaxed) == 0, "a root of user mode is not pinned in a suspend");
     // SAFETY: all others are parked, and this CPU has detached it.
     unsafe { fixmap::clear(&mut XenMmu, Slot::SHARED_INFO) }
 }

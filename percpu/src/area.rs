@@ -19,7 +19,7 @@ use core::sync::atomic::compiler_fence;
 use xen_sys::abi::vcpu::VcpuRunstateInfo;
 use xen_sys::abi::xen::VcpuInfo;
 use xen_sys::hypercall::poll::PollArgument;
-use xen_sys::primitive::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use xen_sys::primitive::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, Ordering};
 
 use crate::CpuId;
 
@@ -32,8 +32,9 @@ pub struct Area {
     /// This area's own address, so that it can be had by one load through gs. Written once, by [`Area::link`].
     this: AtomicPtr<Area>,
     cpu: CpuId,
-    /// Upcalls are to be sent back: see [`Area::set_parked`].
-    parked: AtomicBool,
+    /// Where upcalls go: one of the constants below. One word for all of it, so that the upcall's entry looks once. Written by this
+    /// CPU. Suspend: *kept*.
+    upcalls: AtomicU8,
     /// What this CPU waits for where an upcall is sent back unhandled: then the wait is over before it begins. Written by this CPU.
     /// Suspend: *kept*.
     pub doze: PollArgument,
@@ -57,7 +58,16 @@ impl Area {
     pub(crate) const UPCALL_MASK: usize = offset_of!(Area, vcpu_info) + offset_of!(VcpuInfo, evtchn_upcall_mask);
     /// Offset of the upcall's pending flag from the gs base.
     pub(crate) const UPCALL_PENDING: usize = offset_of!(Area, vcpu_info) + offset_of!(VcpuInfo, evtchn_upcall_pending);
+    /// Offset of a byte that is 0 where upcalls are just handled, that is where neither [`Area::is_parked`] nor [`Area::is_in_user`].
+    pub const UPCALLS: usize = offset_of!(Area, upcalls);
 }
+
+/// Upcalls are handled.
+const HANDLED: u8 = 0;
+/// Upcalls are sent back: see [`Area::set_parked`].
+const SENT_BACK: u8 = 1;
+/// Upcalls come from user mode: see [`Area::set_in_user`].
+const FROM_USER: u8 = 2;
 
 impl Area {
     /// The area of `cpu`, to be put where it will stay and then [linked](Area::link).
@@ -66,7 +76,7 @@ impl Area {
             vcpu_info: VcpuInfo::new(),
             this: AtomicPtr::new(ptr::null_mut()),
             cpu,
-            parked: AtomicBool::new(false),
+            upcalls: AtomicU8::new(HANDLED),
             doze: PollArgument::new(),
             upcall_rip: AtomicU64::new(0),
             runstate: VcpuRunstateInfo::new(),
@@ -91,14 +101,27 @@ impl Area {
         // ORDERING: Relaxed, read by upcalls on this CPU only. The fences keep the compiler from moving it over what the caller does
         //   to its upcall mask.
         compiler_fence(Ordering::SeqCst);
-        self.parked.store(parked, Ordering::Relaxed);
+        self.upcalls.store(if parked { SENT_BACK } else { HANDLED }, Ordering::Relaxed);
         compiler_fence(Ordering::SeqCst);
     }
 
     /// Whether upcalls are to be sent back.
     pub fn is_parked(&self) -> bool {
         // ORDERING: Relaxed, written by this CPU only.
-        self.parked.load(Ordering::Relaxed)
+        self.upcalls.load(Ordering::Relaxed) == SENT_BACK
+    }
+
+    /// Says whether the next upcall comes from user mode: from before it is entered, with upcalls masked, until whatever comes first from
+    /// there has been seen. The upcall's entry learns it from here and not from its frame, as it looks here anyway.
+    pub fn set_in_user(&self, in_user: bool) {
+        // ORDERING: Relaxed, read by upcalls on this CPU only, which are masked here.
+        self.upcalls.store(if in_user { FROM_USER } else { HANDLED }, Ordering::Relaxed);
+    }
+
+    /// Whether the next upcall comes from user mode.
+    pub fn is_in_user(&self) -> bool {
+        // ORDERING: Relaxed, written by this CPU only.
+        self.upcalls.load(Ordering::Relaxed) == FROM_USER
     }
 
     /// The CPU whose area this is.
@@ -119,6 +142,12 @@ mod tests {
         assert_eq!(AREA.cpu(), CpuId::BOOT);
         assert!(!AREA.is_parked());
         AREA.set_parked(true);
-        assert!(AREA.is_parked());
+        assert!(AREA.is_parked() && !AREA.is_in_user());
+        AREA.set_parked(false);
+        assert!(!AREA.is_parked());
+        AREA.set_in_user(true);
+        assert!(AREA.is_in_user() && !AREA.is_parked());
+        AREA.set_in_user(false);
+        assert!(!AREA.is_in_user());
     }
 }

@@ -134,7 +134,7 @@ pub(super) fn start(cpu: CpuId) -> Result<(), UpError> {
                 traps: &traps::table(),
                 upcall_entry: traps::upcall_entry(),
                 failsafe_entry: traps::failsafe_entry(),
-                syscall_entry: 0,
+                syscall_entry: traps::syscall_entry(),
             };
             let (rendezvous, context) = (&get().rendezvous, start.context());
             if way == WayUp::StartPlaced {

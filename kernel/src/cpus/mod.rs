@@ -209,6 +209,7 @@ pub(crate) enum State {
     Idle,
     Parked,
     Down,
+    User,
 }
 
 impl fmt::Display for State {
@@ -219,6 +220,7 @@ impl fmt::Display for State {
             State::Idle => "idle",
             State::Parked => "parked",
             State::Down => "down",
+            State::User => "user",
         })
     }
 }
@@ -236,6 +238,11 @@ pub(crate) fn note_running() {
     note(State::Task);
 }
 
+/// This CPU is about to enter user mode.
+pub(crate) fn note_user() {
+    note(State::User);
+}
+
 /// This CPU is about to block.
 pub(crate) fn note_idle() {
     note(State::Idle);
@@ -249,6 +256,7 @@ pub(crate) fn state_racy(cpu: CpuId) -> State {
         2 => State::Idle,
         3 => State::Parked,
         4 => State::Down,
+        5 => State::User,
         _ => State::Starting,
     }
 }

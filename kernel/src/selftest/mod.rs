@@ -13,6 +13,7 @@ mod memory;
 mod ports;
 mod show;
 mod time;
+mod user;
 
 use alloc::boxed::Box;
 use core::future::Future;
@@ -50,6 +51,7 @@ tests! {
     "wx" => memory::wx,
     "p2m" => memory::p2m,
     "heap" => memory::heap,
+    "user" => user::user,
     "console" => events::console,
     "panic" => fatal::panic,
     "exception" => fatal::exception,

@@ -17,7 +17,9 @@
 use core::fmt;
 use core::mem::{offset_of, size_of};
 
-/// Interrupted state. 176 bytes.
+use xen_sys::abi::arch::{FLAT_USER_CS, FLAT_USER_SS};
+
+/// Interrupted state. 176 bytes. Also what user mode is entered with.
 #[repr(C)]
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Frame {
@@ -51,6 +53,27 @@ const _: () = assert!(offset_of!(Frame, rip) == 17 * 8 && offset_of!(Frame, ss) 
 
 /// `rflags.IF`, which a PV guest finds as the opposite of its upcall mask.
 const IF: u64 = 1 << 9;
+
+/// Bits of `cs` that tell user mode from the kernel's, in what Xen pushes.
+const RPL: u64 = 3;
+
+impl Frame {
+    /// Whether it was user mode that was interrupted.
+    pub(crate) fn is_from_user(&self) -> bool {
+        self.cs & RPL == RPL
+    }
+
+    /// Makes the way out one into user mode, upcalls unmasked; whatever flags user mode can set for itself stay.
+    pub(crate) fn enter_user(&mut self) {
+        (self.cs, self.ss) = (FLAT_USER_CS.into(), FLAT_USER_SS.into());
+        self.rflags |= IF;
+    }
+
+    /// Makes the way out leave upcalls masked.
+    pub(super) fn return_masked(&mut self) {
+        self.rflags &= !IF;
+    }
+}
 
 /// What the event callback's stub leaves on the stack: what a function may change, then as `HYPERVISOR_iret` wants it.
 ///
@@ -89,15 +112,8 @@ impl UpcallFrame {
     /// Where the flags are from the stub's r11.
     pub(super) const FLAGS_ABOVE_R11: usize = offset_of!(UpcallFrame, flags) - offset_of!(UpcallFrame, r11);
 
-    /// What was interrupted.
-    pub(super) fn rip(&self) -> u64 {
-        self.rip
-    }
-
-    /// Makes the way out leave upcalls masked.
-    pub(super) fn return_masked(&mut self) {
-        self.rflags &= !IF;
-    }
+    /// Where the interrupted instruction is.
+    pub(super) const RIP: usize = offset_of!(UpcallFrame, rip);
 }
 
 impl fmt::Display for Frame {

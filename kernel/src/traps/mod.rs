@@ -3,20 +3,22 @@
 //! Every vcpu registers the same trap table and callbacks, the boot CPU by hypercall ([`register`]), the others as
 //! part of the context that they are started with. Xen keeps both across save and restore.
 //!
-//! No exception is expected in kernel mode: each one ends in a panic that names it, but for `int3`.
+//! No exception is expected in kernel mode: each one ends in a panic that names it, but for `int3`. What comes from user mode goes to
+//! [`user`].
 
 mod frame;
 mod stubs;
 
-use xen_sys::abi::callback::{CALLBACKF_mask_events, CALLBACKTYPE_event, CALLBACKTYPE_failsafe};
+use xen_sys::abi::callback::{CALLBACKF_mask_events, CALLBACKTYPE_event, CALLBACKTYPE_failsafe, CALLBACKTYPE_syscall};
 use xen_sys::hypercall::traps::{callback_register, set_trap_table};
 use xen_sys::primitive::sync::atomic::Ordering;
 
 pub(crate) use frame::Frame;
-use frame::UpcallFrame;
-pub(crate) use stubs::{failsafe as failsafe_entry, table, upcall as upcall_entry};
+pub(crate) use stubs::{
+    SYSCALL, UPCALL, failsafe as failsafe_entry, syscall as syscall_entry, table, upcall as upcall_entry,
+};
 
-use crate::{events, panic};
+use crate::{events, panic, user};
 
 /// Registers the trap table and the callbacks for this vcpu. Boot CPU, once.
 ///
@@ -25,34 +27,47 @@ use crate::{events, panic};
 pub(crate) fn register() {
     // SAFETY: each stub is made for its exception's frame.
     unsafe { set_trap_table(&table()) }.expect("Xen takes canonical handler addresses");
-    for (kind, entry) in [(CALLBACKTYPE_event, upcall_entry()), (CALLBACKTYPE_failsafe, failsafe_entry())] {
+    let callbacks = [
+        (CALLBACKTYPE_event, upcall_entry()),
+        (CALLBACKTYPE_failsafe, failsafe_entry()),
+        (CALLBACKTYPE_syscall, syscall_entry()),
+    ];
+    for (kind, entry) in callbacks {
         // SAFETY: each stub is made for its callback's frame.
         unsafe { callback_register(kind, CALLBACKF_mask_events, entry) }
             .expect("Xen takes canonical callback addresses");
     }
 }
 
-/// Called by every stub but the event callback's, upcalls masked, on the interrupted stack.
-extern "C" fn entered(frame: &mut Frame) {
+/// Called by every stub but the event callback's, and by that where it is not just to be handled; upcalls masked, on the interrupted
+/// stack, or from user mode on the one that it was entered from. Whether to leave user mode: to go back to who entered it, and not
+/// to what was interrupted.
+extern "C" fn entered(frame: &mut Frame) -> bool {
+    if frame.is_from_user() {
+        return user::entered(frame);
+    }
     match frame.vector {
         3 => crate::say!("breakpoint", cpu = percpu::current(), rip = format_args!("{:#x}", frame.rip)),
+        UPCALL => upcall_while_parked(frame),
         _ => panic::exception(frame),
     }
+    false
 }
 
-/// An event has come, or Xen thinks so. Called by the event callback's stub, upcalls masked, on the interrupted stack.
-extern "C" fn upcall(frame: &mut UpcallFrame) {
+/// A suspend may have struck: what Xen takes for this vcpu's `vcpu_info` can be a legacy slot of before, or from id 32 on the dummy that
+/// all domains share. Neither may be touched from here, and its pending flag cannot be cleared. Going back masked keeps it from
+/// coming again at once. Or it dozes: with upcalls masked again Xen would not see, as the poll begins, that an event is
+/// there, and later ones do not wake it either.
+fn upcall_while_parked(frame: &mut Frame) {
+    percpu::area().doze.end_at_once();
+    frame.return_masked();
+}
+
+/// An event has come, or Xen thinks so. Called by the event callback's stub, upcalls masked, on the interrupted stack, unless this CPU
+/// is parked or has been in user mode; and by who handles the latter. `rip`: what was interrupted, in its frame.
+pub(crate) extern "C" fn upcall(rip: &u64) {
     let area = percpu::area();
-    if area.is_parked() {
-        // A suspend may have struck: what Xen takes for this vcpu's vcpu_info can be a legacy slot of before, or from id 32 on
-        // the dummy that all domains share. Neither may be touched from here, and its pending flag cannot be cleared.
-        // Going back masked keeps it from coming again at once. Or it dozes: with upcalls masked again Xen would not see, as
-        // the poll begins, that an event is there, and later ones do not wake it either.
-        area.doze.end_at_once();
-        frame.return_masked();
-        return;
-    }
-    area.upcall_rip.store(frame.rip(), Ordering::Relaxed); // ORDERING: Relaxed, shown to people.
+    area.upcall_rip.store(*rip, Ordering::Relaxed); // ORDERING: Relaxed, shown to people.
     events::upcall(&area.vcpu_info);
 }
 

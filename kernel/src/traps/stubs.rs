@@ -1,11 +1,12 @@
-//! The entry stubs: one for the event callback, one for each exception, one for the failsafe callback.
+//! The entry stubs: one for the event callback, one for each exception, one for the failsafe callback, one for `syscall`.
 //!
 //! Who enters: Xen, in kernel mode on the current stack below its pointer (there is no red zone and no interrupt
-//! stack), with rcx and r11 on top of the frame because Xen usually gets here by SYSRET. Upcalls are masked by Xen: always for
-//! events, for exceptions because `table` below says so. DF is as it was, hence `cld`.
+//! stack), in user mode on the stack that `user::stubs` has named, with rcx and r11 on top of the frame because Xen usually gets here by SYSRET. Upcalls are masked by Xen: always for
+//! events, for exceptions because `table` below says so, for `syscall` because it is registered so. DF is as it was, hence `cld`.
 //!
 //! How they leave: through HYPERVISOR_iret, which restores the upcall mask together with rip, so no critical
-//! section on the way out has to be fixed up. Costs one hypercall a return.
+//! section on the way out has to be fixed up. Costs one hypercall a return. Or not at all: when `entered` says so, a frame from
+//! user mode is left to who entered user mode (`stasis_user_left`).
 
 use core::arch::global_asm;
 use core::mem::offset_of;
@@ -13,10 +14,16 @@ use core::mem::offset_of;
 use xen_sys::abi::arch::{FLAT_KERNEL_CS, TrapInfo};
 use xen_sys::abi::xen::__HYPERVISOR_iret;
 
+use percpu::Area;
+
 use super::frame::{Frame, UpcallFrame};
 
 /// The vector in a [`Frame`] that came from the failsafe callback.
 pub(crate) const FAILSAFE: u64 = 0x101;
+/// The vector in a [`Frame`] that came from the event callback, which is so from user mode and on a CPU that is parked.
+pub(crate) const UPCALL: u64 = 0x102;
+/// The vector in a [`Frame`] that came from `syscall` in user mode.
+pub(crate) const SYSCALL: u64 = 0x103;
 
 /// Mask upcalls on entry (`xen/include/public/arch-x86/xen.h`, `TI_SET_IF`).
 const TRAP_MASKS_UPCALLS: u8 = 4;
@@ -48,6 +55,7 @@ type Stub = unsafe extern "C" fn();
 unsafe extern "C" {
     fn stasis_upcall();
     fn stasis_failsafe();
+    fn stasis_syscall();
     fn stasis_exception_0();
     fn stasis_exception_1();
     fn stasis_exception_3();
@@ -76,6 +84,11 @@ pub(crate) fn upcall() -> u64 {
 /// Address of the failsafe callback.
 pub(crate) fn failsafe() -> u64 {
     (stasis_failsafe as *const ()).addr() as u64
+}
+
+/// Address of the callback of `syscall` in user mode.
+pub(crate) fn syscall() -> u64 {
+    (stasis_syscall as *const ()).addr() as u64
 }
 
 /// The trap table. Xen takes entries up to the first with address 0, so the last one here is that.
@@ -140,12 +153,36 @@ global_asm!(
     "    jmp stasis_trap",
     ".size stasis_failsafe, . - stasis_failsafe",
     "",
+    // From user mode alone: `syscall` in kernel mode is a hypercall.
+    ".globl stasis_syscall",
+    ".type stasis_syscall, @function",
+    "stasis_syscall:",
+    "    pop rcx",
+    "    pop r11",
+    "    push 0",
+    "    push {from_syscall}",
+    "    jmp stasis_trap",
+    ".size stasis_syscall, . - stasis_syscall",
+    "",
+    // Upcalls that the event callback passes on: from user mode, whose registers may have to be kept, all of them; and those that strike
+    // a CPU that is parked, which are rare.
+    ".type stasis_upcall_aside, @function",
+    "stasis_upcall_aside:",
+    "    pop rcx",
+    "    pop r11",
+    "    push 0",
+    "    push {from_upcall}",
+    "    jmp stasis_trap",
+    ".size stasis_upcall_aside, . - stasis_upcall_aside",
+    "",
     // The event callback has a way of its own: it saves what a Rust function may change and no more, and in the order in which
     // HYPERVISOR_iret wants the top of it. Frame: `UpcallFrame`. Of the two that Xen pushed, rcx is where it is wanted; r11 is
     // where the flags belong.
     ".globl stasis_upcall",
     ".type stasis_upcall, @function",
     "stasis_upcall:",
+    "    cmp byte ptr gs:[{upcalls_of_area}], 0",
+    "    jne stasis_upcall_aside",
     "    push qword ptr [rsp + {r11_of_xen}]",
     "    mov qword ptr [rsp + {flags_above_r11}], 0",
     "    push rax",
@@ -156,7 +193,7 @@ global_asm!(
     "    push r9",
     "    push r10",
     "    cld",
-    "    mov rdi, rsp",
+    "    lea rdi, [rsp + {rip_of_upcall}]",
     "    sub rsp, {align_upcall}",
     "    call {upcall}",
     "    add rsp, {align_upcall}",
@@ -171,7 +208,8 @@ global_asm!(
     "    ud2",
     ".size stasis_upcall, . - stasis_upcall",
     "",
-    // The stack is now as `Frame` has it from `vector` up.
+    // The stack is now as `Frame` has it from `vector` up. `stasis_return` is where user mode is entered, too, with a whole frame.
+    ".globl stasis_return",
     ".type stasis_trap, @function",
     "stasis_trap:",
     "    cld",
@@ -192,6 +230,9 @@ global_asm!(
     "    push r15",
     "    mov rdi, rsp",
     "    call {entered}",
+    "    test al, al",
+    "    jnz stasis_user_left",
+    "stasis_return:",
     "    pop r15",
     "    pop r14",
     "    pop r13",
@@ -220,9 +261,13 @@ global_asm!(
     ".popsection",
     r11_of_xen = const UpcallFrame::R11_OF_XEN,
     flags_above_r11 = const UpcallFrame::FLAGS_ABOVE_R11,
+    rip_of_upcall = const UpcallFrame::RIP,
     upcall = sym super::upcall,
     align_upcall = const UpcallFrame::TO_ALIGN,
+    upcalls_of_area = const Area::UPCALLS,
     failsafe = const FAILSAFE,
+    from_upcall = const UPCALL,
+    from_syscall = const SYSCALL,
     entered = sym super::entered,
     error_code_after_vector = const offset_of!(Frame, error_code) - offset_of!(Frame, vector),
     iret = const __HYPERVISOR_iret,

@@ -1,7 +1,7 @@
 //! Several hypercalls in one trap, with their arguments kept beside them: [`Batch`].
 //!
 //! Made for resume, where one call per vcpu places its `vcpu_info`, registers its areas, binds its virqs and ipis and
-//! stops its periodic timer. Contexts: any; no allocation, no lock.
+//! stops its periodic timer; and for the way into user mode. Contexts: any; no allocation, no lock.
 //!
 //! - BA1: addresses are taken only inside `issue`, which holds the batch by `&mut`; so it may move at any other time.
 //! - BA2: `entries[i]` stands for `calls[i]`, for `i < len`.
@@ -26,7 +26,9 @@ use crate::abi::vcpu::{
     VcpuRunstateInfo,
 };
 use crate::abi::xen::{
-    __HYPERVISOR_event_channel_op, __HYPERVISOR_set_timer_op, __HYPERVISOR_vcpu_op, MulticallEntry, VcpuTimeInfo,
+    __HYPERVISOR_event_channel_op, __HYPERVISOR_mmuext_op, __HYPERVISOR_set_timer_op, __HYPERVISOR_stack_switch,
+    __HYPERVISOR_vcpu_op, DOMID_SELF, MMUEXT_NEW_USER_BASEPTR, MMUEXT_TLB_FLUSH_LOCAL, MmuextOp, MulticallEntry,
+    VcpuTimeInfo,
 };
 
 /// One call with its argument.
@@ -42,6 +44,8 @@ enum Call {
     RegisterTime { vcpu: u32, op: VcpuRegisterTimeMemoryArea },
     StopPeriodicTimer { vcpu: u32 },
     SetTimer { deadline_ns: u64 },
+    StackSwitch { ss: u16, sp: u64 },
+    Mmuext(MmuextOp),
 }
 
 /// What an unused place holds; never issued.
@@ -61,6 +65,8 @@ impl Call {
             Self::RegisterTime { vcpu, op } => vcpu_op(VCPUOP_register_vcpu_time_memory_area, *vcpu, address_of(op)),
             Self::StopPeriodicTimer { vcpu } => vcpu_op(VCPUOP_stop_periodic_timer, *vcpu, 0),
             Self::SetTimer { deadline_ns } => (__HYPERVISOR_set_timer_op, [*deadline_ns, 0, 0, 0]),
+            Self::StackSwitch { ss, sp } => (__HYPERVISOR_stack_switch, [u64::from(*ss), *sp, 0, 0]),
+            Self::Mmuext(op) => (__HYPERVISOR_mmuext_op, [address_of(op), 1, 0, DOMID_SELF.into()]),
         };
         let [a1, a2, a3, a4] = args;
         MulticallEntry { op, result: 0, args: [a1, a2, a3, a4, 0, 0] }
@@ -226,6 +232,31 @@ impl<const N: usize> Batch<N> {
     /// No place left.
     pub fn set_timer(&mut self, deadline_ns: u64) -> Result<CallToken, BatchFull> {
         self.push(Call::SetTimer { deadline_ns }).map(CallToken)
+    }
+
+    /// Adds: have Xen push the frames of entries from user mode below `sp`, rounded down to 16, on this vcpu.
+    /// # Errors
+    /// No place left.
+    /// # Safety
+    /// From the first [`Batch::issue`] after this on, whenever user mode runs on this vcpu, the memory below `sp` is a stack that
+    /// nobody uses.
+    pub unsafe fn stack_switch(&mut self, ss: u16, sp: u64) -> Result<CallToken, BatchFull> {
+        self.push(Call::StackSwitch { ss, sp }).map(CallToken)
+    }
+
+    /// Adds: user mode runs on the L4 table `mfn` on this vcpu from now on, or, with 0, on none. Flushes no TLB. The kernel's root stays
+    /// what it is. Xen answers `EINVAL`: the frame is none of ours, or no valid L4.
+    /// # Errors
+    /// No place left.
+    pub fn user_root(&mut self, mfn: u64) -> Result<CallToken, BatchFull> {
+        self.push(Call::Mmuext(MmuextOp::on_mfn(MMUEXT_NEW_USER_BASEPTR, mfn))).map(CallToken)
+    }
+
+    /// Adds: flush the TLB of the processor that this vcpu runs on, global entries too.
+    /// # Errors
+    /// No place left.
+    pub fn flush_tlb_here(&mut self) -> Result<CallToken, BatchFull> {
+        self.push(Call::Mmuext(MmuextOp::on_mfn(MMUEXT_TLB_FLUSH_LOCAL, 0))).map(CallToken)
     }
 
     /// Runs all calls, in the order in which they were added, each whatever became of the one before. One hypercall.

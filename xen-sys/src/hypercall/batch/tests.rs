@@ -113,6 +113,29 @@ fn every_call_is_marshalled_as_the_header_says() {
 }
 
 #[test]
+fn the_way_into_user_mode_is_marshalled_as_the_header_says() {
+    let mut batch = Batch::<3>::new();
+    // SAFETY: only ever issued to the fake below.
+    unsafe { batch.stack_switch(0xe02b, 0x8000) }.expect("room");
+    batch.user_root(0x1234).expect("room");
+    batch.flush_tlb_here().expect("room");
+    batch
+        .issue_with(|entries| {
+            let [stack, root, flush] = entries else { panic!("three went in") };
+            assert_eq!((stack.op, stack.args), (3, [0xe02b, 0x8000, 0, 0, 0, 0]));
+            for (entry, cmd, mfn) in [(root, 15, 0x1234), (flush, 6, 0)] {
+                assert_eq!((entry.op, &entry.args[1..]), (26, &[1, 0, 0x7ff0, 0, 0][..]));
+                // SAFETY: the entry points to its argument.
+                let op: MmuextOp = unsafe { read(entry.args[0]) };
+                // SAFETY: both fields are integers of 64 bits.
+                assert_eq!((op.cmd, unsafe { op.arg1.mfn }), (cmd, mfn));
+            }
+            Ok(())
+        })
+        .expect("the fake took all");
+}
+
+#[test]
 fn each_call_has_its_own_result() {
     let mut batch = Batch::<3>::new();
     let bad = batch.bind_virq(99, 0).expect("room");
