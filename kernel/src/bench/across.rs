@@ -28,7 +28,7 @@ fn nothing(_masked: &Masked, _action: &Action) {}
 
 /// From a send here to the handler there.
 pub(super) async fn event_other(report: &mut Report) {
-    for (state, n) in [(State::Spin, 2000), (State::Idle, 500)] {
+    for (state, n) in [(State::Spin, 2000), (State::User, 2000), (State::Idle, 500)] {
         let variant: [Field<'_>; 1] = [("other", &state)];
         let Some(cpu) = others::one() else {
             report.skip(&variant, &others::NONE);

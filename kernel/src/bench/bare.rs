@@ -85,7 +85,8 @@ fn serve(state: State) {
     SERVES.store(true, Ordering::Release); // ORDERING: Release, pairs with the Acquire in `await_serving`.
     // ORDERING: Relaxed in both, a flag; whoever sets it sends an event to who is blocked.
     match state {
-        State::Spin => {
+        // Of this bench, the first alone.
+        State::Spin | State::User => {
             drop(masked);
             while !STOP.0.load(Ordering::Relaxed) {
                 core::hint::spin_loop();

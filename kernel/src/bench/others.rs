@@ -1,8 +1,9 @@
-//! [`Others`]: what the other vcpus do while vcpu 0 measures. They spin in a task, upcalls unmasked, or have nothing to do and are
-//! blocked in Xen.
+//! [`Others`]: what the other vcpus do while vcpu 0 measures. They spin in a task, upcalls unmasked, or in user mode, or have nothing
+//! to do and are blocked in Xen.
 //!
 //! A spinner executes PAUSE: where QEMU counts instructions, one emulated processor runs at a time, and goes on to the next there.
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -13,6 +14,9 @@ use xen_sys::hypercall::vcpu;
 use xen_sys::primitive::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::relax::Processor;
+use crate::user::Process;
+use crate::user::programs::{self, Program};
+use crate::wait::{First, Flag, first_of};
 use crate::{cpus, events, executor, time, timer};
 
 /// How long a vcpu has been blocked when a sample of an idle one begins.
@@ -28,6 +32,7 @@ pub(super) const NONE: &str = "needs two vcpus";
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
     Spin,
+    User,
     Idle,
 }
 
@@ -35,6 +40,7 @@ impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             State::Spin => "spin",
+            State::User => "user",
             State::Idle => "idle",
         })
     }
@@ -59,6 +65,8 @@ pub(super) struct Apart<T>(pub(super) T);
 pub(super) struct Others {
     state: State,
     cpus: Vec<CpuId>,
+    /// Ends what runs in user mode.
+    stop: Vec<Arc<Flag>>,
 }
 
 static SPIN: Apart<AtomicBool> = Apart(AtomicBool::new(false));
@@ -66,7 +74,19 @@ static SPINNING: AtomicUsize = AtomicUsize::new(0);
 
 impl Others {
     /// Has `cpus` spin, or not; returns once they do. One at a time.
+    ///
+    /// # Panics
+    /// If there is no memory for a process.
     pub(super) async fn start(state: State, cpus: Vec<CpuId>) -> Others {
+        let mut stop = Vec::new();
+        if state == State::User {
+            for cpu in &cpus {
+                let flag = Arc::new(Flag::new());
+                stop.push(flag.clone());
+                executor::spawn_on(*cpu, spin_in_user_mode(flag));
+            }
+            wait_for(cpus.len()).await;
+        }
         if state == State::Spin {
             SPIN.0.store(true, Ordering::Relaxed); // ORDERING: Relaxed, as below.
             for cpu in &cpus {
@@ -85,21 +105,38 @@ impl Others {
             }
             wait_for(cpus.len()).await;
         }
-        Others { state, cpus }
+        Others { state, cpus, stop }
     }
 
-    /// To be called before each sample: waits on the spot until those that shall be idle have been blocked for a millisecond.
+    /// To be called before each sample: waits on the spot until those that shall be idle have been blocked for a millisecond, and those
+    /// that shall be in user mode are.
     pub(super) fn ready(&self) {
-        if self.state == State::Idle {
-            self.cpus.iter().copied().for_each(await_blocked);
+        let cpus = self.cpus.iter().copied();
+        match self.state {
+            State::Spin => {}
+            State::User => cpus.for_each(|cpu| await_that(|| cpus::state_racy(cpu) == cpus::State::User)),
+            State::Idle => cpus.for_each(await_blocked),
         }
     }
 
     /// Lets them go.
     pub(super) async fn stop(self) {
         SPIN.0.store(false, Ordering::Relaxed); // ORDERING: Relaxed, as above.
+        self.stop.iter().for_each(|flag| flag.set());
         wait_for(0).await;
     }
+}
+
+/// Runs a process that spins, which no event takes out of user mode but the one that comes with `stop`.
+async fn spin_in_user_mode(stop: Arc<Flag>) {
+    let process = Process::new(programs::code(), Program::Spin.entry());
+    let mut process = process.unwrap_or_else(|error| panic!("a process for other=user: {error}"));
+    SPINNING.fetch_add(1, Ordering::Relaxed); // ORDERING: Relaxed, as above.
+    if let First::One(why) = first_of(process.run(), stop.wait()).await {
+        panic!("a process that spins: {why}");
+    }
+    drop(process);
+    SPINNING.fetch_sub(1, Ordering::Relaxed); // ORDERING: Relaxed, as above.
 }
 
 async fn wait_for(spinning: usize) {

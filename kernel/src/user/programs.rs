@@ -11,6 +11,8 @@ use crate::traps::Frame;
 /// Where a program begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Program {
+    /// Spins.
+    Spin,
     /// Counts in the first word of its data without end, and sees each time whether all other registers hold what words 1 to 15 say:
     /// [`hold`]. If not, #UD.
     Count,
@@ -29,6 +31,7 @@ pub(crate) enum Program {
 impl Program {
     fn label(self) -> *const u8 {
         match self {
+            Program::Spin => &raw const stasis_program_spin,
             Program::Count => &raw const stasis_program_count,
             Program::Call => &raw const stasis_program_call,
             Program::WriteCode => &raw const stasis_program_write_code,
@@ -69,6 +72,7 @@ pub(crate) fn hold(registers: &mut Frame, seed: u64) -> [u64; 15] {
 
 unsafe extern "C" {
     static stasis_programs: u8;
+    static stasis_program_spin: u8;
     static stasis_program_count: u8;
     static stasis_program_call: u8;
     static stasis_program_write_code: u8;
@@ -80,13 +84,16 @@ unsafe extern "C" {
 
 global_asm!(
     ".pushsection .rodata.stasis_programs, \"a\", @progbits",
-    ".globl stasis_programs, stasis_program_count, stasis_program_call, stasis_program_write_code",
+    ".globl stasis_programs, stasis_program_spin, stasis_program_count, stasis_program_call, stasis_program_write_code",
     ".globl stasis_program_read, stasis_program_jump, stasis_program_privileged, stasis_programs_end",
     ".macro expect register, word",
     "    cmp \\register, [rdi + 8 * \\word]",
     "    jne 2f",
     ".endm",
     "stasis_programs:",
+    "stasis_program_spin:",
+    "1:  pause",
+    "    jmp 1b",
     "stasis_program_count:",
     "1:  add qword ptr [rdi], 1",
     "    expect rax, 1",
