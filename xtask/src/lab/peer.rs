@@ -67,6 +67,8 @@ pub fn bench_peer(progress: &dyn Progress) -> Result<BenchPeer> {
     for name in module::MODULES {
         overlay.file(name, 0o644, &std::fs::read(modules.join(name)).with_context(|| format!("reading {name}"))?);
     }
+    let program = std::fs::read(modules.join(module::PROGRAM)).context("reading the peer's program")?;
+    overlay.file(module::PROGRAM, 0o755, &program);
     archive.extend(overlay.finish());
     progress.finished();
     Ok(BenchPeer { kernel, initramfs: archive, release: built_for.release })

@@ -226,15 +226,16 @@ fn linux_measures_with_either_abi() {
         }
         let figures = ear.into_figures();
         let told: Vec<String> = figures.iter().map(|f| format!("{} {} {} {}", f.name, f.variant, f.abi, f.n)).collect();
-        let [k1, k8, k64, k256, spin, idle] = [
+        let [k1, k8, k64, k256, spin, user, idle] = [
             ("drain k=1", 100),
             ("drain k=8", 100),
             ("drain k=64", 25),
             ("drain k=256", 10),
             ("event-other other=spin", 100),
+            ("event-other other=user", 100),
             ("event-other other=idle", 25),
         ]
         .map(|(what, n)| format!("{what} {abi} {n}"));
-        assert_eq!(told, [k1, k8, k64, k256, spin, idle]);
+        assert_eq!(told, [k1, k8, k64, k256, spin, user, idle]);
     }
 }

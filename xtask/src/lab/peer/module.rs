@@ -1,6 +1,6 @@
 //! Compiles the peer's measuring modules for the peer's very kernel.
 //!
-//! Owns the way from the sources in `bench/` to `bench.ko` and `downtime.ko`. Debian's headers, kbuild's programs and compiler flags of the
+//! Owns the way from the sources in `bench/` to `bench.ko` and `downtime.ko`, and to the program that `bench.ko` runs in user mode. Debian's headers, kbuild's programs and compiler flags of the
 //! version that the peer boots are unpacked beside it, not installed: a machine's own kernel may be another one, and its headers
 //! are not ours to change. Their one absolute path is made relative. Afterwards they are removed, since they are 13000 files
 //! that only a changed source would need. They are named by a hash of its sources and of the kernel's version.
@@ -19,12 +19,14 @@ use super::super::cache::Cache;
 use super::super::command;
 use crate::host::Progress;
 
-const SOURCES: [(&str, &str); 5] = [
+const SOURCES: [(&str, &str); 7] = [
     ("Kbuild", "obj-m := bench.o downtime.o\n"),
     ("bench.c", include_str!("bench/bench.c")),
     ("downtime.c", include_str!("bench/downtime.c")),
     ("guest.h", include_str!("bench/guest.h")),
     ("histogram.h", include_str!("bench/histogram.h")),
+    ("user_mode.h", include_str!("bench/user_mode.h")),
+    ("user_spin.c", include_str!("bench/user_spin.c")),
 ];
 
 /// What the machine needs: the compiler that Debian's kernel was built with, and the library of kbuild's objtool.
@@ -71,7 +73,10 @@ impl Kernel {
 /// The modules, compiled.
 pub(super) const MODULES: [&str; 2] = ["bench.ko", "downtime.ko"];
 
-/// The directory that holds [`MODULES`].
+/// The program that `bench.ko` runs in user mode. It needs no library.
+pub(super) const PROGRAM: &str = "user_spin";
+
+/// The directory that holds [`MODULES`] and [`PROGRAM`].
 pub(super) fn modules(cache: &Cache, kernel: &Kernel, progress: &dyn Progress) -> Result<PathBuf> {
     let of_kernel = hash_on(hash_on(HASH_START, &kernel.release), &kernel.version);
     let hash = SOURCES.iter().fold(of_kernel, |hash, (_, text)| hash_on(hash, text));
@@ -121,7 +126,11 @@ fn build(headers: &Path, directory: &Path) -> Result<()> {
     // A make that runs us would hand its flags down.
     make.env_remove("MAKEFLAGS").env_remove("MFLAGS").env("LC_ALL", "C").current_dir(headers);
     make.arg(format!("M={}", directory.display())).arg("modules");
-    command::output("compiling the peer's modules", &mut make).map(|_| ())
+    command::output("compiling the peer's modules", &mut make)?;
+    let mut program = Command::new("gcc-12");
+    program.env("LC_ALL", "C").current_dir(directory);
+    program.args(["-O2", "-static", "-no-pie", "-nostdlib", "-ffreestanding", "-o", PROGRAM, "user_spin.c"]);
+    command::output("compiling the peer's program", &mut program).map(|_| ())
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
  * Each bench has the loop that stasis has, between the same two instructions, in raw TSC ticks, so that a ratio of the two
  * says something: events on loopback interdomain ports with handlers bound the usual way, hypercalls by the kernel's own
  * stubs, function calls and timers by the kernel's own interfaces. All run in a kernel thread on CPU 0; CPU 1 is the other
- * one, either spinning in a kernel thread or idle. Samples go into a histogram of fixed size; printing is between benches.
+ * one, spinning in a kernel thread or in a user process, or idle. Samples go into a histogram of fixed size; printing is between benches.
  *
  * These files are ours, under the licence of the rest of the tree. MODULE_LICENSE tells the kernel which of its symbols may be
  * used: those that are exported for GPL-compatible modules, which files under the MIT licence are; "Dual MIT/GPL" is how
@@ -45,6 +45,7 @@ MODULE_PARM_DESC(abi, "the event channel ABI that the kernel said it uses, for t
 
 #include "guest.h"
 #include "histogram.h"
+#include "user_mode.h"
 
 /* Rounds that are thrown away come first: `round` is below 0 there. */
 #define for_rounds(round, rounds) for ((round) = -(int)DIV_ROUND_UP(rounds, 10); (round) < (int)(rounds); (round)++)
@@ -225,7 +226,16 @@ static int ipi_broadcast(const char *name)
 	return ipi_broadcast_to(name, false) ?: ipi_broadcast_to(name, true);
 }
 
-static int event_other_to(const char *name, bool idle)
+/* What the other CPU does. */
+struct state {
+	const char *variant;
+	bool idle;
+	/* NULL: nothing is to be done for it. */
+	int (*start)(void);
+	void (*stop)(void);
+};
+
+static int event_other_to(const char *name, const struct state *other)
 {
 	struct channel channel;
 	int round, err = open_channel(&channel, OTHER);
@@ -233,25 +243,25 @@ static int event_other_to(const char *name, bool idle)
 	if (err)
 		return err;
 	settle();
-	if (!idle && start_spinners()) {
-		err = -ENOMEM;
+	if (other->start)
+		err = other->start();
+	if (err)
 		goto out;
-	}
 	forget();
-	for_rounds(round, idle ? slow(4) : n) {
+	for_rounds(round, other->idle ? slow(4) : n) {
 		unsigned int before_it = seen;
 		u64 before;
 
-		ready(idle);
+		ready(other->idle);
 		before = rdtsc();
 		notify_remote_via_evtchn(channel.from);
 		await(before_it + 1);
 		keep(round, stamp - before);
 		cond_resched();
 	}
-	if (!idle)
-		stop_spinners();
-	print_result(name, idle ? "other=idle" : "other=spin");
+	if (other->stop)
+		other->stop();
+	print_result(name, other->variant);
 out:
 	close_channel(&channel);
 	return err;
@@ -259,7 +269,17 @@ out:
 
 static int event_other(const char *name)
 {
-	return event_other_to(name, false) ?: event_other_to(name, true);
+	static const struct state states[] = {
+		{ "other=spin", false, start_spinners, stop_spinners },
+		{ "other=user", false, start_user_spinner, stop_user_spinner },
+		{ "other=idle", true, NULL, NULL },
+	};
+	unsigned int i;
+	int err = 0;
+
+	for (i = 0; i < ARRAY_SIZE(states) && !err; i++)
+		err = event_other_to(name, &states[i]);
+	return err;
 }
 
 static enum hrtimer_restart on_timer(struct hrtimer *unused)
