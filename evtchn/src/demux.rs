@@ -7,7 +7,7 @@
 //!
 //! | instructions of the guest's own, one event of a device port, its handler's left out | 2-level | FIFO |
 //! |---|---|---|
-//! | the upcall's entry to the handler (13 of them the stub) | 126 | 131 |
+//! | the upcall's entry to the handler (15 of them the stub) | 125 | 130 |
 //! | the handler to HYPERVISOR_iret (9 of them the stub) | 35 | 43 |
 //! | each further event in the same upcall | 58 | 62 |
 //!
