@@ -134,6 +134,7 @@ fn what_is_gone_is_found() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "boots many times more, through no other unsafe code")]
 fn nothing_leaks_whichever_call_fails() {
     let (mut xen, memory, mut source) = boot();
     let before = xen.calls.total();
