@@ -49,6 +49,8 @@ pub enum Workload {
     Blackout,
     /// Vector registers of every vcpu, verified after every resume.
     Vectors,
+    /// A process on every vcpu that never leaves user mode by itself, verified after every resume.
+    User,
     /// The heartbeat, and with it storms of events, timers and IPIs on every vcpu, checked without end.
     Soak,
 }
@@ -175,9 +177,10 @@ impl<'a> Cmdline<'a> {
                         ("heartbeat", Workload::Heartbeat),
                         ("blackout", Workload::Blackout),
                         ("vectors", Workload::Vectors),
+                        ("user", Workload::User),
                         ("soak", Workload::Soak),
                     ];
-                    line.workload = choose(key, value, "idle|heartbeat|blackout|vectors|soak", &choices)?;
+                    line.workload = choose(key, value, "idle|heartbeat|blackout|vectors|user|soak", &choices)?;
                 }
                 "suspend" => {
                     let choices = [("xenstore", SuspendVia::Xenstore), ("evtchn", SuspendVia::Evtchn)];

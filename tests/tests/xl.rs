@@ -5,7 +5,7 @@
 //! the next. The order is from plain to hard. `steps` are the good ways, `trouble` the others,
 //! `hung` has a vCPU that does not come, `ports` compares the guest's view with Xen's, `phases` looks at what it tells of its suspends,
 //! `hotplug` changes how many vCPUs are up, `channel` suspends through the suspend event channel, `pages` counts what
-//! is written to and runs xl remus, `vectors` looks at registers, `rogue` has another domain ring without end, `soak` does all
+//! is written to and runs xl remus, `vectors` looks at registers, `user` at vCPUs in user mode, `rogue` has another domain ring without end, `soak` does all
 //! of it at random.
 
 #![forbid(unsafe_code)]
@@ -32,6 +32,8 @@ mod soak;
 mod steps;
 #[path = "xl/trouble.rs"]
 mod trouble;
+#[path = "xl/user.rs"]
+mod user;
 #[path = "xl/vectors.rs"]
 mod vectors;
 
@@ -89,6 +91,10 @@ fn ladder() -> Vec<(String, Step)> {
     step("suspend_port::emptied_node", Box::new(channel::emptied_node));
     step("suspend_port::toolstack_gone", Box::new(channel::toolstack_gone));
     step("vectors::xmm", Box::new(vectors::xmm));
+    for abi in ["2l", "fifo"] {
+        let words = format!("evtchn={abi}");
+        step(&format!("user_mode::{abi}"), Box::new(move |place| user::over(place, &words)));
+    }
     step("remus::evtchn", Box::new(|place| pages::remus(place, "suspend=evtchn", "evtchn")));
     step("remus::xenstore", Box::new(|place| pages::remus(place, "evtchn=fifo", "xenstore")));
     step("pages::budget", Box::new(pages::budget));

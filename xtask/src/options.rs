@@ -33,7 +33,7 @@ pub struct GuestOptions {
     pub memory: u32,
     /// Words for the kernel's command line, such as "workload=idle log=debug".
     ///
-    /// Known: evtchn=2l|fifo, workload=heartbeat|idle|blackout|vectors|soak, suspend=xenstore|evtchn, test=NAME,
+    /// Known: evtchn=2l|fifo, workload=heartbeat|idle|blackout|vectors|user|soak, suspend=xenstore|evtchn, test=NAME,
     /// log=LEVEL, trace=off|keep|suspend, resume=parallel|batched|serial, seed=NUMBER. Without workload=, test= or bench= among them, workload=heartbeat is put before.
     #[arg(long, default_value = "", value_name = "WORDS", allow_hyphen_values = true)]
     pub extra: String,

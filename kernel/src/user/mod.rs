@@ -229,6 +229,11 @@ impl Process {
         unsafe { &*page.wrapping_add(n) }
     }
 
+    /// Machine frame of its root, now, as a number to be compared.
+    pub(crate) fn root_mfn(&self) -> u64 {
+        memory::mfn_in_use(self.space().root()).get()
+    }
+
     /// Sees whether its address space is as it was made, and its root pinned. Two hypercalls. Context: a task of the CPU that it runs on.
     ///
     /// # Errors

@@ -11,6 +11,8 @@ mod random;
 #[cfg(target_os = "none")]
 mod soak;
 #[cfg(target_os = "none")]
+mod user;
+#[cfg(target_os = "none")]
 mod vectors;
 
 #[cfg(target_os = "none")]
@@ -34,6 +36,7 @@ pub(crate) fn start(workload: Workload, seed: u64) {
         }
         Workload::Blackout => blackout::start(),
         Workload::Vectors => vectors::start(),
+        Workload::User => user::start(),
         Workload::Soak => {
             heartbeat::start();
             pattern::start();
@@ -70,6 +73,7 @@ pub(crate) struct Over {
 #[cfg(target_os = "none")]
 pub(crate) fn before_suspend() {
     blackout::suspend_is_asked();
+    user::suspend_is_asked();
 }
 
 /// A restored or continued domain runs again: what is to be verified or told after that, is. Context: task on vcpu 0.
@@ -77,6 +81,7 @@ pub(crate) fn before_suspend() {
 pub(crate) fn after_suspend(over: Over) {
     pattern::verify();
     vectors::verify();
+    user::verify();
     blackout::suspend_is_over(over);
 }
 

@@ -1,0 +1,189 @@
+//! `workload=user`: on every vcpu a process counts, which never leaves user mode by itself. At first and after every suspend each is looked
+//! at: whether it has gone on, and goes on; whether its registers and its memory hold what they held, which the process itself compares
+//! in each turn of its loop (`user::programs`); and whether its address space is as it was made, and its root pinned.
+//!
+//! In the verdict, `in_user` is how many vcpus were in user mode when the suspend was asked for, vcpu 0, which is told of it by a task, not
+//! counted; `moved` how many roots have another machine frame than at the last look. A process that has left is wrong for ever.
+
+use percpu::{CpuId, PerCpu};
+use spin::Once;
+use xen_sys::primitive::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::user::Process;
+use crate::user::programs::{self, Program};
+use crate::wait::{First, first_of};
+use crate::{check, cpus, executor, timer, wait};
+
+/// How often it is looked whether a vcpu that is waited for has gone down.
+const LOOK_AGAIN_NS: u64 = 100_000_000;
+/// How long a process runs until it is looked whether it has counted, and how often that is done.
+const TURN_NS: u64 = 10_000_000;
+const TURNS: usize = 1000;
+
+/// One vcpu's part in the rounds.
+struct Share {
+    wanted: wait::Flag,
+    /// Rounds that it has finished. Written by it alone.
+    finished: AtomicUsize,
+}
+
+/// What all have in common.
+struct Looks {
+    shares: PerCpu<Share>,
+    /// A suspend asks for the next round.
+    asked: wait::Flag,
+    /// A vcpu has finished one.
+    progress: wait::Flag,
+    /// How many have been asked for, and vcpus in user mode at the last request. Written by vcpu 0.
+    rounds: AtomicUsize,
+    in_user: AtomicUsize,
+    /// Of the round: processes looked at, found wrong, roots that have moved.
+    judged: AtomicUsize,
+    wrong: AtomicUsize,
+    moved: AtomicUsize,
+}
+
+static LOOKS: Once<Looks> = Once::new();
+
+/// Starts the tasks. Once.
+pub(super) fn start() {
+    let looks = LOOKS.call_once(|| Looks {
+        shares: PerCpu::new(cpus::nr(), |_| Share { wanted: wait::Flag::new(), finished: AtomicUsize::new(0) }),
+        asked: wait::Flag::new(),
+        progress: wait::Flag::new(),
+        rounds: AtomicUsize::new(0),
+        in_user: AtomicUsize::new(0),
+        judged: AtomicUsize::new(0),
+        wrong: AtomicUsize::new(0),
+        moved: AtomicUsize::new(0),
+    });
+    for cpu in CpuId::first(cpus::nr()) {
+        executor::spawn_on(cpu, keep(looks, cpu));
+    }
+    looks.asked.set();
+    executor::spawn_on(CpuId::BOOT, tell(looks));
+}
+
+/// Notes who is in user mode.
+pub(super) fn suspend_is_asked() {
+    if let Some(looks) = LOOKS.get() {
+        let others = CpuId::first(cpus::nr()).skip(1);
+        let in_user = others.filter(|cpu| cpus::state_racy(*cpu) == cpus::State::User).count();
+        // ORDERING: Relaxed, read on this CPU.
+        looks.in_user.store(in_user, Ordering::Relaxed);
+    }
+}
+
+/// Has every process looked at. One that comes while another is under way follows it.
+pub(super) fn verify() {
+    if let Some(looks) = LOOKS.get() {
+        looks.asked.set();
+    }
+}
+
+/// A process, and what is known of it.
+struct Kept {
+    process: Process,
+    words: [u64; 15],
+    /// At the last look.
+    count: u64,
+    root_mfn: u64,
+}
+
+impl Kept {
+    fn new(cpu: CpuId) -> Kept {
+        let process = Process::new(programs::code(), Program::Count.entry());
+        let mut process = process.unwrap_or_else(|error| panic!("a process for vcpu {cpu}: {error}"));
+        let words = programs::hold(&mut process.registers, cpu.index() as u64);
+        for (n, word) in (1..).zip(words) {
+            process.word(n).store(word, Ordering::Relaxed); // ORDERING: Relaxed, read by this CPU in user mode.
+        }
+        let root_mfn = process.root_mfn();
+        Kept { process, words, count: 0, root_mfn }
+    }
+
+    fn word(&self, n: usize) -> u64 {
+        self.process.word(n).load(Ordering::Relaxed) // ORDERING: Relaxed, written by this CPU in user mode.
+    }
+
+    /// Lets it run, and looks at it.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    async fn judge(&mut self) -> Result<(), alloc::string::String> {
+        let (last, start) = (self.count, self.word(0));
+        for _ in 0..TURNS {
+            if let First::One(why) = first_of(self.process.run(), timer::sleep(TURN_NS)).await {
+                return Err(alloc::format!("left user mode by itself: {why}"));
+            }
+            self.count = self.word(0);
+            if self.count != start {
+                break;
+            }
+        }
+        // At the first look there was no time before it.
+        if start < last || (last != 0 && start == last) || self.count <= start {
+            return Err(alloc::format!("counted {last}, then {start}, now {}", self.count));
+        }
+        for (n, word) in (1..).zip(self.words) {
+            if self.word(n) != word {
+                return Err(alloc::format!("word {n} of its memory is {:#x} and not {word:#x}", self.word(n)));
+            }
+        }
+        if programs::held(&mut self.process.registers).map(|register| *register) != self.words {
+            return Err(alloc::format!("its registers: {}", self.process.registers));
+        }
+        self.process.verify().map_err(|error| alloc::format!("its address space: {error}"))
+    }
+}
+
+async fn keep(looks: &'static Looks, cpu: CpuId) {
+    let share = looks.shares.on(cpu);
+    let mut kept = Kept::new(cpu);
+    let mut is_well = true;
+    loop {
+        if is_well && let First::One(why) = first_of(kept.process.run(), share.wanted.wait()).await {
+            crate::note!(Error, "the process of vcpu {cpu} left user mode by itself: {why}");
+            is_well = false;
+        }
+        if !is_well {
+            share.wanted.wait().await;
+        } else if let Err(why) = kept.judge().await {
+            crate::note!(Error, "the process of vcpu {cpu}: {why}");
+            is_well = false;
+        }
+        let root_mfn = kept.process.root_mfn();
+        // ORDERING: Relaxed all, published by `finished`.
+        looks.moved.fetch_add(usize::from(root_mfn != kept.root_mfn), Ordering::Relaxed);
+        looks.wrong.fetch_add(usize::from(!is_well), Ordering::Relaxed);
+        looks.judged.fetch_add(1, Ordering::Relaxed);
+        kept.root_mfn = root_mfn;
+        // ORDERING: Relaxed, published by the flag `wanted`.
+        let round = looks.rounds.load(Ordering::Relaxed);
+        // ORDERING: Release, pairs with the Acquire in `tell`: who sees it sees what was found.
+        share.finished.store(round, Ordering::Release);
+        looks.progress.set();
+    }
+}
+
+async fn tell(looks: &'static Looks) {
+    for round in 1_usize.. {
+        looks.asked.wait().await;
+        // ORDERING: Relaxed, published by the flags.
+        looks.rounds.store(round, Ordering::Relaxed);
+        for (_, share) in looks.shares.iter() {
+            share.wanted.set();
+        }
+        // ORDERING: Acquire, pairs with the Release in `keep`.
+        let finished = |share: &Share| share.finished.load(Ordering::Acquire) >= round;
+        while looks.shares.iter().any(|(cpu, share)| cpus::is_up(cpu) && !finished(share)) {
+            // Whether it is progress or time that has come, it is looked again.
+            let _ = timer::within(LOOK_AGAIN_NS, looks.progress.wait()).await;
+        }
+        // ORDERING: Relaxed all, published by `finished`, or written on this CPU.
+        let counts = [&looks.judged, &looks.wrong, &looks.moved, &looks.in_user];
+        let [vcpus, wrong, moved, in_user] = counts.map(|count| count.swap(0, Ordering::Relaxed));
+        let detail = format_args!("round={round} vcpus={vcpus} wrong={wrong} moved={moved} in_user={in_user}");
+        check::report("user", wrong == 0, detail);
+    }
+}
