@@ -31,6 +31,7 @@ pub(super) async fn user() -> Verdict {
     // Once for what is allocated at the first of all: an empty queue of timers keeps a node.
     on(last, leaves).await?;
     on(last, sleeps).await?;
+    on(CpuId::BOOT, leaves).await?;
     let before = quiet_heap().await;
     on(last, leaves).await?;
     let after = quiet_heap().await;
@@ -96,6 +97,19 @@ async fn leaves() -> Result<(), String> {
         }
     }
     caller.verify().map_err(|error| format!("its address space: {error}"))?;
+
+    // Two at the same addresses, in turns: each counts in its own page.
+    let mut pair = [process(Program::Call)?, process(Program::Call)?];
+    for call in 1..=CALLS {
+        for process in &mut pair {
+            let why = process.run().await;
+            let count = process.word(0).load(Ordering::Relaxed); // ORDERING: Relaxed, as above.
+            if (why, count) != (Why::Syscall, call) {
+                return Err(format!("call {call} of two: {why}, and it has counted {count}"));
+            }
+        }
+    }
+    drop(pair);
 
     // Its own code; the kernel's, in the direct map and in the image; Xen's; its data, as code; an instruction that is not its own.
     let kernel = mm::Pfn::new(0).direct_va();
