@@ -119,9 +119,8 @@ pub(crate) fn run_if_any(masked: &Masked) -> bool {
     // What another address space had at the same addresses is in the TLB, and global.
     let flush = slot.loaded.replace(Some(root)) != Some(root);
     let root_mfn = memory::mfn_in_use(root).get();
-    // SAFETY: masked, by the token. The registers go to user mode; `rip` is one that `Process::new` has checked, or that user mode had:
-    //   it gets no further than its pages, whose code has no way to jump out of the lower half but by a fault. The executor holds
-    //   nothing: what runs in upcalls from user mode are handlers, as in any other upcall.
+    // SAFETY: masked, by the token. The registers go to user mode, with a `rip` by US1. The executor holds nothing: what runs in upcalls
+    //   from user mode are handlers, as in any other upcall.
     let refused = unsafe { stubs::stasis_user_run(&raw mut registers, root_mfn, flush) };
     let why = match (refused, registers.vector) {
         (0, UPCALL) => None,
@@ -190,6 +189,9 @@ pub(crate) fn entered(frame: &mut Frame) -> bool {
 
 /// A process: its address space, and its registers while it does not run. It belongs to the CPU that it first runs on, and is dropped
 /// there; its memory is given back then.
+///
+/// - US1: `rip` is an address of the lower half. `new` sees to it, user mode gets no further without a fault, and whoever changes it keeps
+///   to it.
 pub(crate) struct Process {
     /// There until it is dropped.
     space: Option<AddressSpace>,
