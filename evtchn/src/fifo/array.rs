@@ -35,7 +35,7 @@ pub(crate) struct EventPage {
 const _: () = assert!(size_of::<EventPage>() == 4096, "Xen takes pages");
 
 impl EventPage {
-    /// Made where it stays: on the way through the stack it would take up to 16 KiB of 32, for its alignment.
+    /// Made where it stays: on the way through the stack it would take up to 12 KiB of 32, for its alignment.
     fn new() -> Box<EventPage> {
         let mut page = Box::<EventPage>::new_uninit();
         // SAFETY: the field lies within the allocation.
