@@ -48,34 +48,32 @@ fn a_reader_sees_whole_records_only() {
 
 #[test]
 fn who_sees_the_request_sees_its_number() {
-    check(3, 0, || {
-        let trace = Arc::new(Trace::new(2));
-        let asked = Arc::new(AtomicBool::new(false));
-        let follower = thread::spawn({
-            let (trace, asked) = (trace.clone(), asked.clone());
-            move || {
-                let _on = hosted::enter(cpu(1));
-                if asked.load(Relaxed) {
-                    assert!(trace.join(&hosted::masked()), "it joins the last suspend");
-                    trace.mark(&hosted::masked(), Mark::Parked, 7);
-                    let record = trace.record(cpu(1), 1).expect("just begun");
-                    assert_eq!(record.marks().count(), 1);
-                }
-            }
-        });
-        {
-            let _on = hosted::enter(CpuId::BOOT);
-            assert_eq!(trace.begin(&hosted::masked()), 1);
-            trace.gather(&hosted::masked());
-            asked.store(true, Relaxed);
-        }
-        follower.join().expect("the follower has panicked");
+    let request = |trace: &Trace, asked: &AtomicBool| {
+        assert_eq!(trace.begin(&hosted::masked()), 1);
+        trace.gather(&hosted::masked());
+        asked.store(true, Relaxed);
+    };
+    who_is_asked(request, |trace| {
+        assert!(trace.join(&hosted::masked()), "it joins the last suspend");
+        trace.mark(&hosted::masked(), Mark::Parked, 7);
+        let record = trace.record(cpu(1), 1).expect("just begun");
+        assert_eq!(record.marks().count(), 1);
     });
 }
 
 #[test]
 fn who_sees_another_request_has_no_part_in_the_suspend() {
-    check(3, 0, || {
+    let request = |trace: &Trace, asked: &AtomicBool| {
+        trace.begin(&hosted::masked());
+        trace.gather(&hosted::masked());
+        trace.aside(|| asked.store(true, Relaxed));
+    };
+    who_is_asked(request, |trace| assert!(!trace.join(&hosted::masked()), "it joins the suspend"));
+}
+
+/// vCPU 0 makes a request; another CPU, if it sees that, answers.
+fn who_is_asked(request: fn(&Trace, &AtomicBool), answer: fn(&Trace)) {
+    check(3, 0, move || {
         let trace = Arc::new(Trace::new(2));
         let asked = Arc::new(AtomicBool::new(false));
         let follower = thread::spawn({
@@ -83,15 +81,13 @@ fn who_sees_another_request_has_no_part_in_the_suspend() {
             move || {
                 let _on = hosted::enter(cpu(1));
                 if asked.load(Relaxed) {
-                    assert!(!trace.join(&hosted::masked()), "it joins the suspend");
+                    answer(&trace);
                 }
             }
         });
         {
             let _on = hosted::enter(CpuId::BOOT);
-            trace.begin(&hosted::masked());
-            trace.gather(&hosted::masked());
-            trace.aside(|| asked.store(true, Relaxed));
+            request(&trace, &asked);
         }
         follower.join().expect("the follower has panicked");
     });

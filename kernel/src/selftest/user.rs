@@ -192,11 +192,7 @@ impl Counters {
 /// A process that counts for ever, until it is stopped. Context: a task on each CPU.
 async fn count_there(counters: &'static Counters) -> Result<(), String> {
     let cpu = percpu::current();
-    let mut process = process(Program::Count)?;
-    let words = hold(&mut process.registers, cpu.index() as u64);
-    for (n, word) in (1..).zip(words) {
-        process.word(n).store(word, Ordering::Relaxed); // ORDERING: Relaxed, read by this CPU in user mode.
-    }
+    let (mut process, _) = programs::counting(cpu.index() as u64).map_err(|error| format!("Count: {error}"))?;
     let place = core::ptr::from_ref(process.word(0)).cast_mut();
     counters.places.on(cpu).store(place, Ordering::Release); // ORDERING: Release, pairs with the Acquire in `count`.
     match first_of(process.run(), counters.stop.on(cpu).wait()).await {

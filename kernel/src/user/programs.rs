@@ -6,6 +6,10 @@
 
 use core::arch::global_asm;
 
+use mm::MmError;
+use xen_sys::primitive::sync::atomic::Ordering;
+
+use super::Process;
 use crate::traps::Frame;
 
 /// Where a program begins.
@@ -68,6 +72,19 @@ pub(crate) fn hold(registers: &mut Frame, seed: u64) -> [u64; 15] {
         *register = *word;
     }
     words
+}
+
+/// A process of [`Program::Count`], with what its registers, and its words 1 to 15, hold from its start on.
+///
+/// # Errors
+/// As for [`Process::new`].
+pub(crate) fn counting(seed: u64) -> Result<(Process, [u64; 15]), MmError> {
+    let mut process = Process::new(code(), Program::Count.entry())?;
+    let words = hold(&mut process.registers, seed);
+    for (n, word) in (1..).zip(words) {
+        process.word(n).store(word, Ordering::Relaxed); // ORDERING: Relaxed, read in user mode, by the CPU that it runs on.
+    }
+    Ok((process, words))
 }
 
 unsafe extern "C" {

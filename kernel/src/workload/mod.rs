@@ -9,6 +9,8 @@ mod numbers;
 mod pattern;
 mod random;
 #[cfg(target_os = "none")]
+mod rounds;
+#[cfg(target_os = "none")]
 mod soak;
 #[cfg(target_os = "none")]
 mod user;

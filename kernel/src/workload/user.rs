@@ -5,37 +5,24 @@
 //! In the verdict, `in_user` is how many vcpus were in user mode when the suspend was asked for, vcpu 0, which is told of it by a task, not
 //! counted; `moved` how many roots have another machine frame than at the last look. A process that has left is wrong for ever.
 
-use percpu::{CpuId, PerCpu};
+use percpu::CpuId;
 use spin::Once;
 use xen_sys::primitive::sync::atomic::{AtomicUsize, Ordering};
 
+use super::rounds::Rounds;
 use crate::user::Process;
-use crate::user::programs::{self, Program};
+use crate::user::programs;
 use crate::wait::{First, first_of};
-use crate::{check, cpus, executor, timer, wait};
+use crate::{check, cpus, executor, timer};
 
-/// How often it is looked whether a vcpu that is waited for has gone down.
-const LOOK_AGAIN_NS: u64 = 100_000_000;
 /// How long a process runs until it is looked whether it has counted, and how often that is done.
 const TURN_NS: u64 = 10_000_000;
 const TURNS: usize = 1000;
 
-/// One vcpu's part in the rounds.
-struct Share {
-    wanted: wait::Flag,
-    /// Rounds that it has finished. Written by it alone.
-    finished: AtomicUsize,
-}
-
 /// What all have in common.
 struct Looks {
-    shares: PerCpu<Share>,
-    /// A suspend asks for the next round.
-    asked: wait::Flag,
-    /// A vcpu has finished one.
-    progress: wait::Flag,
-    /// How many have been asked for, and vcpus in user mode at the last request. Written by vcpu 0.
-    rounds: AtomicUsize,
+    rounds: Rounds,
+    /// Vcpus in user mode at the last request. Written by vcpu 0.
     in_user: AtomicUsize,
     /// Of the round: processes looked at, found wrong, roots that have moved.
     judged: AtomicUsize,
@@ -48,10 +35,7 @@ static LOOKS: Once<Looks> = Once::new();
 /// Starts the tasks. Once.
 pub(super) fn start() {
     let looks = LOOKS.call_once(|| Looks {
-        shares: PerCpu::new(cpus::nr(), |_| Share { wanted: wait::Flag::new(), finished: AtomicUsize::new(0) }),
-        asked: wait::Flag::new(),
-        progress: wait::Flag::new(),
-        rounds: AtomicUsize::new(0),
+        rounds: Rounds::new(),
         in_user: AtomicUsize::new(0),
         judged: AtomicUsize::new(0),
         wrong: AtomicUsize::new(0),
@@ -60,7 +44,6 @@ pub(super) fn start() {
     for cpu in CpuId::first(cpus::nr()) {
         executor::spawn_on(cpu, keep(looks, cpu));
     }
-    looks.asked.set();
     executor::spawn_on(CpuId::BOOT, tell(looks));
 }
 
@@ -77,7 +60,7 @@ pub(super) fn suspend_is_asked() {
 /// Has every process looked at. One that comes while another is under way follows it.
 pub(super) fn verify() {
     if let Some(looks) = LOOKS.get() {
-        looks.asked.set();
+        looks.rounds.ask();
     }
 }
 
@@ -92,12 +75,8 @@ struct Kept {
 
 impl Kept {
     fn new(cpu: CpuId) -> Kept {
-        let process = Process::new(programs::code(), Program::Count.entry());
-        let mut process = process.unwrap_or_else(|error| panic!("a process for vcpu {cpu}: {error}"));
-        let words = programs::hold(&mut process.registers, cpu.index() as u64);
-        for (n, word) in (1..).zip(words) {
-            process.word(n).store(word, Ordering::Relaxed); // ORDERING: Relaxed, read by this CPU in user mode.
-        }
+        let (process, words) =
+            programs::counting(cpu.index() as u64).unwrap_or_else(|error| panic!("a process for vcpu {cpu}: {error}"));
         let root_mfn = process.root_mfn();
         Kept { process, words, count: 0, root_mfn }
     }
@@ -138,49 +117,33 @@ impl Kept {
 }
 
 async fn keep(looks: &'static Looks, cpu: CpuId) {
-    let share = looks.shares.on(cpu);
     let mut kept = Kept::new(cpu);
     let mut is_well = true;
     loop {
-        if is_well && let First::One(why) = first_of(kept.process.run(), share.wanted.wait()).await {
+        if is_well && let First::One(why) = first_of(kept.process.run(), looks.rounds.wanted(cpu)).await {
             crate::note!(Error, "the process of vcpu {cpu} left user mode by itself: {why}");
             is_well = false;
         }
         if !is_well {
-            share.wanted.wait().await;
+            looks.rounds.wanted(cpu).await;
         } else if let Err(why) = kept.judge().await {
             crate::note!(Error, "the process of vcpu {cpu}: {why}");
             is_well = false;
         }
         let root_mfn = kept.process.root_mfn();
-        // ORDERING: Relaxed all, published by `finished`.
+        // ORDERING: Relaxed all, published by `Rounds::finish`.
         looks.moved.fetch_add(usize::from(root_mfn != kept.root_mfn), Ordering::Relaxed);
         looks.wrong.fetch_add(usize::from(!is_well), Ordering::Relaxed);
         looks.judged.fetch_add(1, Ordering::Relaxed);
         kept.root_mfn = root_mfn;
-        // ORDERING: Relaxed, published by the flag `wanted`.
-        let round = looks.rounds.load(Ordering::Relaxed);
-        // ORDERING: Release, pairs with the Acquire in `tell`: who sees it sees what was found.
-        share.finished.store(round, Ordering::Release);
-        looks.progress.set();
+        looks.rounds.finish(cpu);
     }
 }
 
 async fn tell(looks: &'static Looks) {
-    for round in 1_usize.. {
-        looks.asked.wait().await;
-        // ORDERING: Relaxed, published by the flags.
-        looks.rounds.store(round, Ordering::Relaxed);
-        for (_, share) in looks.shares.iter() {
-            share.wanted.set();
-        }
-        // ORDERING: Acquire, pairs with the Release in `keep`.
-        let finished = |share: &Share| share.finished.load(Ordering::Acquire) >= round;
-        while looks.shares.iter().any(|(cpu, share)| cpus::is_up(cpu) && !finished(share)) {
-            // Whether it is progress or time that has come, it is looked again.
-            let _ = timer::within(LOOK_AGAIN_NS, looks.progress.wait()).await;
-        }
-        // ORDERING: Relaxed all, published by `finished`, or written on this CPU.
+    loop {
+        let round = looks.rounds.next().await;
+        // ORDERING: Relaxed all, published by `Rounds::finish`, or written on this CPU.
         let counts = [&looks.judged, &looks.wrong, &looks.moved, &looks.in_user];
         let [vcpus, wrong, moved, in_user] = counts.map(|count| count.swap(0, Ordering::Relaxed));
         let detail = format_args!("round={round} vcpus={vcpus} wrong={wrong} moved={moved} in_user={in_user}");

@@ -5,32 +5,17 @@
 //! is found. Between two looks the tasks only wait, so it is Xen's and the toolstack's keeping that is looked at. Nobody keeps the
 //! registers of a vcpu that goes down: one that has been down meanwhile is not judged, and fills them again.
 
-use percpu::{CpuId, PerCpu};
+use percpu::CpuId;
 use spin::Once;
 use xen_sys::primitive::sync::atomic::{AtomicUsize, Ordering};
 
+use super::rounds::Rounds;
 use crate::vector::{self, Registers, Width};
-use crate::{check, cpus, executor, timer, wait};
-
-/// How often it is looked whether a vcpu that is waited for has gone down.
-const LOOK_AGAIN_NS: u64 = 100_000_000;
-
-/// One vcpu's part in the rounds.
-struct Share {
-    wanted: wait::Flag,
-    /// Rounds that it has finished. Written by it alone.
-    finished: AtomicUsize,
-}
+use crate::{check, cpus, executor};
 
 /// What all have in common.
 struct Looks {
-    shares: PerCpu<Share>,
-    /// A suspend asks for the next round.
-    asked: wait::Flag,
-    /// A vcpu has finished one.
-    progress: wait::Flag,
-    /// How many have been asked for. Written by vcpu 0.
-    rounds: AtomicUsize,
+    rounds: Rounds,
     /// vcpus judged, registers found wrong, vcpus that have no YMM registers; ever.
     judged: AtomicUsize,
     wrong: AtomicUsize,
@@ -42,10 +27,7 @@ static LOOKS: Once<Looks> = Once::new();
 /// Starts the tasks. Once.
 pub(super) fn start() {
     let looks = LOOKS.call_once(|| Looks {
-        shares: PerCpu::new(cpus::nr(), |_| Share { wanted: wait::Flag::new(), finished: AtomicUsize::new(0) }),
-        asked: wait::Flag::new(),
-        progress: wait::Flag::new(),
-        rounds: AtomicUsize::new(0),
+        rounds: Rounds::new(),
         judged: AtomicUsize::new(0),
         wrong: AtomicUsize::new(0),
         narrow: AtomicUsize::new(0),
@@ -53,14 +35,13 @@ pub(super) fn start() {
     for cpu in CpuId::first(cpus::nr()) {
         executor::spawn_on(cpu, hold(looks, cpu));
     }
-    looks.asked.set();
     executor::spawn_on(CpuId::BOOT, tell(looks));
 }
 
 /// Has every vcpu look at its registers. One that comes while another is under way follows it.
 pub(super) fn verify() {
     if let Some(looks) = LOOKS.get() {
-        looks.asked.set();
+        looks.rounds.ask();
     }
 }
 
@@ -76,26 +57,21 @@ fn pattern(cpu: CpuId, round: u64, width: Width) -> Registers {
 }
 
 async fn hold(looks: &'static Looks, cpu: CpuId) {
-    let share = looks.shares.on(cpu);
     let mut changes = cpus::changes(cpu);
     let mut width = vector::enable_here();
-    // ORDERING: Relaxed, published by `finished`.
+    // ORDERING: Relaxed, published by `Rounds::finish`.
     looks.narrow.fetch_add(usize::from(width == Width::Xmm), Ordering::Relaxed);
     for seed in 0_u64.. {
         let held = pattern(cpu, seed, width);
         vector::load(width, &held);
-        share.wanted.wait().await;
+        looks.rounds.wanted(cpu).await;
         if cpus::changes(cpu) == changes {
             judge(looks, cpu, width, &held);
         } else {
             changes = cpus::changes(cpu);
             width = vector::enable_here();
         }
-        // ORDERING: Relaxed, published by the flag `wanted`.
-        let round = looks.rounds.load(Ordering::Relaxed);
-        // ORDERING: Release, pairs with the Acquire in `tell`: who sees it sees what was found.
-        share.finished.store(round, Ordering::Release);
-        looks.progress.set();
+        looks.rounds.finish(cpu);
     }
 }
 
@@ -106,26 +82,15 @@ fn judge(looks: &Looks, cpu: CpuId, width: Width, held: &Registers) {
         let (name, found, held) = (width.name(), &found.0[number], &held.0[number]);
         crate::note!(Error, "vcpu {cpu}: {name}{number} holds {found:x?}, not {held:x?}");
     }
-    // ORDERING: Relaxed both, published by `finished`.
+    // ORDERING: Relaxed both, published by `Rounds::finish`.
     looks.wrong.fetch_add(differ().count(), Ordering::Relaxed);
     looks.judged.fetch_add(1, Ordering::Relaxed);
 }
 
 async fn tell(looks: &'static Looks) {
-    for round in 1_usize.. {
-        looks.asked.wait().await;
-        // ORDERING: Relaxed, published by the flags.
-        looks.rounds.store(round, Ordering::Relaxed);
-        for (_, share) in looks.shares.iter() {
-            share.wanted.set();
-        }
-        // ORDERING: Acquire, pairs with the Release in `hold`.
-        let finished = |share: &Share| share.finished.load(Ordering::Acquire) >= round;
-        while looks.shares.iter().any(|(cpu, share)| cpus::is_up(cpu) && !finished(share)) {
-            // Whether it is progress or time that has come, it is looked again.
-            let _ = timer::within(LOOK_AGAIN_NS, looks.progress.wait()).await;
-        }
-        // ORDERING: Relaxed all, published by `finished`.
+    loop {
+        let round = looks.rounds.next().await;
+        // ORDERING: Relaxed all, published by `Rounds::finish`.
         let vcpus = looks.judged.swap(0, Ordering::Relaxed);
         let [wrong, narrow] = [&looks.wrong, &looks.narrow].map(|count| count.load(Ordering::Relaxed));
         let registers = if narrow == 0 { Width::Ymm } else { Width::Xmm }.name();
