@@ -17,6 +17,7 @@ use xen_sys::primitive::sync::atomic::Ordering;
 use xenbus::shutdown::{self, Request};
 use xenbus::{Change, Doorbell, Store, StoreError};
 
+use crate::freezer::Freezer;
 use crate::wait::{First, first_of};
 use crate::{console, devices, events, executor, panic, suspend, suspend_port, sysrq, time, timer, workload};
 
@@ -89,7 +90,7 @@ pub(crate) async fn open(page: &'static XenstoreDomainInterface) -> &'static Sto
     PAGE.call_once(|| page);
     let store = STORE.call_once(|| Store::new(page, Box::new(Bell)));
     let pump = async move { match store.pump().await {} };
-    executor::spawn_here(pump);
+    executor::spawn_own(pump);
     // Once, before any watch is set: later it would take other tasks' away, and is refused. A store that does not answer now
     // keeps nobody from starting: there is a boot loader's watch left at worst.
     if let Err(error) = answered(store.reset_watches()).await {
@@ -101,8 +102,8 @@ pub(crate) async fn open(page: &'static XenstoreDomainInterface) -> &'static Sto
 /// Serves what the toolstack asks for from now on. Requests to suspend are taken from `control/shutdown`, and from the suspend event
 /// channel too if `via` says so. Context: vcpu 0.
 pub(crate) fn start(store: &'static Store, via: SuspendVia) {
-    executor::spawn_here(sysrq::serve(store));
-    executor::spawn_here(serve(store, via));
+    executor::spawn_own(sysrq::serve(store));
+    executor::spawn_own(serve(store, via));
 }
 
 /// Writes `facts` under `data/stasis/`. A store that does not take them is named and does not stop anything.
@@ -166,8 +167,14 @@ async fn serve_until_error(store: &'static Store, via: SuspendVia) -> Result<cor
             // A restored domain starts with fresh nodes.
             advertise(store, via).await;
         }
-        if let Some(request) = answered(shutdown::take_request(store)).await? {
-            obey(store, request, seen_ns).await;
+        let freezer = Freezer::new();
+        let foresee = |request: &Request| {
+            if *request == Request::Suspend {
+                freezer.freeze();
+            }
+        };
+        if let Some(request) = answered(shutdown::take_request(store, foresee)).await? {
+            obey(store, request, seen_ns, freezer).await;
         }
     }
 }
@@ -184,7 +191,7 @@ async fn advertise(store: &Store, via: SuspendVia) {
 }
 
 /// Does what is asked for; it was seen at guest time `seen_ns`.
-async fn obey(store: &'static Store, request: Request, seen_ns: u64) {
+async fn obey(store: &'static Store, request: Request, seen_ns: u64, freezer: Freezer) {
     match request {
         Request::Poweroff | Request::Halt => {
             workload::end().await;
@@ -192,7 +199,7 @@ async fn obey(store: &'static Store, request: Request, seen_ns: u64) {
         }
         Request::Reboot => reboot(),
         Request::Suspend if suspend_port::is_subscribed() => suspend_port::refuse(store).await,
-        Request::Suspend => suspend::serve(store, "xenstore", seen_ns).await,
+        Request::Suspend => suspend::serve(store, "xenstore", seen_ns, freezer).await,
         Request::Unknown(text) => {
             crate::say!("control-unknown", node = shutdown::NODE, value = Lossy(text.as_bytes()));
         }

@@ -38,7 +38,7 @@ impl Device {
     /// What runs for its port; made at the first call, with the task that ends its events.
     fn action(&'static self, context: usize) -> &'static Arc<Action> {
         self.action.call_once(|| {
-            executor::spawn_on(CpuId::BOOT, self.end_events());
+            executor::spawn_own(self.end_events());
             Action::new(EndOfEvent::Late, context, |_, _| {
                 (self.on_event)();
                 self.rang.set();

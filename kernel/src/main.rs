@@ -37,6 +37,8 @@ mod dump;
 mod events;
 #[cfg(target_os = "none")]
 mod executor;
+#[cfg(target_os = "none")]
+mod freezer;
 #[cfg(any(test, target_os = "none"))]
 #[cfg_attr(not(target_os = "none"), expect(dead_code, reason = "the image uses all of it, the host tests a part"))]
 mod given;

@@ -96,7 +96,7 @@ unsafe extern "C" fn stasis_main(start_info: *const StartInfo, builder_stack_top
                 cpus::start_others(&wanted);
                 cpus::online().await;
                 control::start(store, cmdline.suspend);
-                executor::spawn_here(hotplug::serve(store, watch));
+                executor::spawn_own(hotplug::serve(store, watch));
             }
         }
         match (cmdline.test, benches) {
@@ -105,10 +105,10 @@ unsafe extern "C" fn stasis_main(start_info: *const StartInfo, builder_stack_top
             (None, None) => workload::start(cmdline.workload, cmdline.seed),
         }
     };
-    executor::spawn_on(CpuId::BOOT, run);
-    executor::spawn_on(CpuId::BOOT, console::task(dump::command));
-    executor::spawn_on(CpuId::BOOT, dump::list_ports_when_asked());
-    executor::spawn_here(trace::task());
+    executor::spawn_own(run);
+    executor::spawn_own(console::task(dump::command));
+    executor::spawn_own(dump::list_ports_when_asked());
+    executor::spawn_own(trace::task());
     executor::run()
 }
 

@@ -32,6 +32,7 @@ use xen_sys::primitive::sync::atomic::Ordering;
 use xenbus::Store;
 
 use crate::cpus::{self, CpuError, Laggards, Placed};
+use crate::freezer::Freezer;
 use crate::logfmt::Line;
 use crate::time::{Before, Rebased, TimeRecord};
 use crate::workload::Over;
@@ -64,14 +65,15 @@ struct Report {
 
 /// Answers a request to suspend, which was seen at guest time `seen_ns` and has been acknowledged. Context: the control task,
 /// on vcpu 0.
-pub(crate) async fn serve(store: &'static Store, via: &str, seen_ns: u64) {
+pub(crate) async fn serve(store: &'static Store, via: &str, seen_ns: u64, freezer: Freezer) {
+    freezer.freeze();
     crate::say!("suspend-request", via = via);
     trace::begin(seen_ns);
     workload::before_suspend();
     let report = match timer::within(QUIET_LIMIT_NS, store.quiesce()).await {
         Ok(Ok(quiet)) => {
             trace::mark_here(Mark::Quiet);
-            let result = run();
+            let result = run(&freezer);
             let resumed = result.as_ref().is_ok_and(|report| report.outcome == Outcome::Resumed);
             quiet.resume(if resumed { SuspendOutcome::Resumed } else { SuspendOutcome::Continued });
             trace::mark_here(Mark::Thawed);
@@ -80,6 +82,8 @@ pub(crate) async fn serve(store: &'static Store, via: &str, seen_ns: u64) {
         // This task alone quiesces the store.
         Ok(Err(_)) | Err(timer::TimeIsUp) => Err(Abort::StoreBusy),
     };
+    // Where they have not been thawed.
+    drop(freezer);
     match report {
         Ok(report) => tell(seen_ns, &report).await,
         Err(abort) => tell_abort(&abort),
@@ -126,7 +130,7 @@ async fn tell(seen_ns: u64, report: &Report) {
 
 /// Parks all others, suspends, and brings vcpu 0 back.
 #[expect(clippy::result_large_err, reason = "a set of 1024 CPUs, once a suspend")]
-fn run() -> Result<Report, Abort> {
+fn run(freezer: &Freezer) -> Result<Report, Abort> {
     console::dirty_ring();
     control::dirty_ring();
     // Kept until this vcpu is whole again: the guards inside nest in it.
@@ -136,6 +140,7 @@ fn run() -> Result<Report, Abort> {
         heap::get().seal();
         let ended = smp::suspend::suspend(&mut sequence, others, masked);
         heap::get().unseal();
+        freezer.thaw_parked(others);
         (ended.outcome(), ended)
     });
     let ended = ended.map_err(Abort::Missing)?;

@@ -31,6 +31,7 @@ use xen_sys::primitive::sync::atomic::{AtomicU64, Ordering};
 use xenbus::{Store, suspend_channel};
 
 use crate::control::{answered, complain};
+use crate::freezer::Freezer;
 use crate::wait::Flag;
 use crate::{events, suspend, time};
 
@@ -121,7 +122,7 @@ pub(crate) async fn serve(store: &'static Store, rang_ns: u64) {
     } else if time::now_ns().saturating_sub(rang_ns) > LATE_NS {
         "request-too-old"
     } else {
-        return suspend::serve(store, "evtchn", rang_ns).await;
+        return suspend::serve(store, "evtchn", rang_ns, Freezer::new()).await;
     };
     crate::say!("suspend-request", via = "evtchn");
     crate::say!("suspend-abort", reason = refused, missing = "none");

@@ -259,8 +259,20 @@ fn stack_overflow(bench: &Bench) -> Result<()> {
 }
 
 /// Self-tests that events have a part in; they run with each event channel ABI.
-const OF_EVENTS: [&str; 11] =
-    ["timer", "clock", "ipi", "port", "affinity", "storm", "late", "rendezvous", "hotplug", "lost-event", "user"];
+const OF_EVENTS: [&str; 12] = [
+    "timer",
+    "clock",
+    "ipi",
+    "port",
+    "affinity",
+    "storm",
+    "late",
+    "rendezvous",
+    "hotplug",
+    "lost-event",
+    "user",
+    "freeze",
+];
 
 /// How the self-test of this name is judged: most give their own verdict, some are meant to die.
 fn self_test(bench: &Bench, name: &str) -> Result<()> {

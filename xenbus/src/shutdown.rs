@@ -11,6 +11,8 @@ use crate::error::{StoreError, Text};
 use crate::store::Store;
 use crate::take::take;
 use core::fmt;
+use core::future::pending;
+use futures_lite::future::or;
 
 /// The node, relative to the domain's home. Watch it, and call [`take_request`] at every change.
 pub const NODE: &str = "control/shutdown";
@@ -62,12 +64,24 @@ impl fmt::Display for Request {
 
 /// Takes the request that stands at the node, if any, and acknowledges it. `None` if there is none, or it was withdrawn
 /// while we looked.
+///
+/// `foresee` is shown what most likely will be taken, as soon as anybody can know: at the first of the three times that this goes to
+/// xenstored and back. It may be shown nothing, and what is shown may have been withdrawn or replaced before it is taken.
 /// # Errors
 /// As for a transaction. The request is then not acknowledged, and stands there for the next time; except that, if there
 /// is no answer to the commit or none that makes sense (`RingBroken`, `TooLong`, `WrongType`), nobody knows. The same holds
 /// if the future is dropped during the commit.
-pub async fn take_request(store: &Store) -> Result<Option<Request>, StoreError> {
-    take(store, NODE, Request::parse).await
+pub async fn take_request(store: &Store, foresee: impl FnOnce(&Request)) -> Result<Option<Request>, StoreError> {
+    let look = async {
+        if let Ok(value) = store.read_bytes(NODE).await
+            && let Some(request) = Request::parse(&value)
+        {
+            foresee(&request);
+        }
+        // It is the transaction that ends this, whatever became of the look.
+        pending().await
+    };
+    or(look, take(store, NODE, Request::parse)).await
 }
 
 /// Says which requests we take. Again after every restore.
@@ -105,12 +119,12 @@ mod tests {
     #[test]
     fn every_word_is_acknowledged_once() {
         let (store, mut fake) = fake::pair(0);
-        assert_eq!(block_on(&store, &mut fake, take_request(&store)), Ok(None), "no node");
+        assert_eq!(block_on(&store, &mut fake, take_request(&store, |_| ())), Ok(None), "no node");
         for word in [&b"suspend"[..], b"poweroff", b"garbage", b"\xff", &[b'x'; 2000]] {
             fake.set(NODE, word);
-            assert_eq!(block_on(&store, &mut fake, take_request(&store)), Ok(Request::parse(word)));
+            assert_eq!(block_on(&store, &mut fake, take_request(&store, |_| ())), Ok(Request::parse(word)));
             assert_eq!(fake.value(NODE), Some(&b""[..]));
-            assert_eq!(block_on(&store, &mut fake, take_request(&store)), Ok(None), "taken already");
+            assert_eq!(block_on(&store, &mut fake, take_request(&store, |_| ())), Ok(None), "taken already");
         }
     }
 
@@ -120,7 +134,9 @@ mod tests {
         fake.set(NODE, b"suspend");
         fake.intruders.push_back((NODE.into(), b"".to_vec()));
         let commits = fake.commits();
-        assert_eq!(block_on(&store, &mut fake, take_request(&store)), Ok(None));
+        let mut foreseen = None;
+        assert_eq!(block_on(&store, &mut fake, take_request(&store, |request| foreseen = Some(*request))), Ok(None));
+        assert_eq!(foreseen, Some(Request::Suspend));
         assert_eq!(fake.commits() - commits, 1, "the one that wrote nothing");
     }
 
@@ -129,7 +145,12 @@ mod tests {
         let (store, mut fake) = fake::pair(0);
         fake.set(NODE, b"suspend");
         fake.intruders.push_back((NODE.into(), b"reboot".to_vec()));
-        assert_eq!(block_on(&store, &mut fake, take_request(&store)), Ok(Some(Request::Reboot)));
+        let mut foreseen = None;
+        assert_eq!(
+            block_on(&store, &mut fake, take_request(&store, |request| foreseen = Some(*request))),
+            Ok(Some(Request::Reboot))
+        );
+        assert_eq!(foreseen, Some(Request::Suspend));
         assert_eq!(fake.value(NODE), Some(&b""[..]));
     }
 
@@ -138,12 +159,12 @@ mod tests {
         let (store, mut fake) = fake::pair(0);
         fake.set(NODE, b"suspend");
         fake.twists.extend([Twist::Honest, Twist::Honest, Twist::Error("EACCES")]);
-        let error = block_on(&store, &mut fake, take_request(&store)).expect_err("the write is refused");
+        let error = block_on(&store, &mut fake, take_request(&store, |_| ())).expect_err("the write is refused");
         assert!(matches!(error.cause, Cause::Xen(Errno::EACCES)));
         settle(&store, &mut fake);
         assert_eq!(fake.value(NODE), Some(&b"suspend"[..]));
         assert_eq!(fake.open_transactions(), 0);
-        assert_eq!(block_on(&store, &mut fake, take_request(&store)), Ok(Some(Request::Suspend)));
+        assert_eq!(block_on(&store, &mut fake, take_request(&store, |_| ())), Ok(Some(Request::Suspend)));
     }
 
     #[test]

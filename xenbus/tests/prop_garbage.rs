@@ -72,7 +72,7 @@ proptest! {
             Box::pin(async { drop(store.directory("a").await) }),
             Box::pin(async { drop(store.watch("a", "t").await) }),
             Box::pin(async { drop(store.transaction(async |tx| tx.write("a", "1").await).await) }),
-            Box::pin(async { drop(shutdown::take_request(&store).await) }),
+            Box::pin(async { drop(shutdown::take_request(&store, |_| ()).await) }),
             Box::pin(async { drop(store.reset_watches().await) }),
         ];
         for (round, piece) in rubbish.iter().enumerate() {

@@ -218,10 +218,14 @@ fn a_lost_answer_does_not_take_suspend_away() {
         let (store, mut fake) = fake::pair(0);
         fake.set(shutdown::NODE, b"suspend");
         for wrong in 100..110 {
-            fake.twists.push_back(Twist::Id(wrong));
-            assert!(try_block_on(&store, &mut fake, shutdown::take_request(&store)).is_none(), "and is given up");
+            // The look goes well, the start of the transaction does not.
+            fake.twists.extend([Twist::Honest, Twist::Id(wrong)]);
+            assert!(
+                try_block_on(&store, &mut fake, shutdown::take_request(&store, |_| ())).is_none(),
+                "and is given up"
+            );
         }
-        assert_eq!(block_on(&store, &mut fake, shutdown::take_request(&store)), Ok(Some(Request::Suspend)));
+        assert_eq!(block_on(&store, &mut fake, shutdown::take_request(&store, |_| ())), Ok(Some(Request::Suspend)));
         let quiet = quiesce(&store, &mut fake);
         assert_eq!(store.diagnosis().map(|diagnosis| (diagnosis.awaited, diagnosis.late)), Some((0, 10)));
         if outcome == Resumed {
@@ -230,7 +234,7 @@ fn a_lost_answer_does_not_take_suspend_away() {
         quiet.resume(outcome);
         // After all: in the old domain it is known, and what it brings is given back. In the new one it is a stranger.
         let before = store.counters().oddities;
-        fake.say_message(Kind::TransactionStart.raw(), 1, b"77\0");
+        fake.say_message(Kind::TransactionStart.raw(), 2, b"77\0");
         settle(&store, &mut fake);
         assert_eq!(fake.log().ends_with(&[Kind::TransactionEnd]), outcome == Continued);
         assert_eq!(store.counters().oddities - before, u64::from(outcome == Resumed));

@@ -29,7 +29,7 @@ fn futures_may_be_sent() {
     assert_eq!(block_on(&store, &mut fake, sent(increment(&store))), Ok(2));
     drop(sent(store.pump()));
     drop(sent(store.quiesce()));
-    drop(sent(xenbus::shutdown::take_request(&store)));
+    drop(sent(xenbus::shutdown::take_request(&store, |_| ())));
     drop(sent(xenbus::sysrq::take_key(&store)));
     drop(sent(async {
         let mut watch = store.watch("a", "t").await?;

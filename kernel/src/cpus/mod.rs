@@ -18,7 +18,7 @@ mod park;
 use core::fmt;
 
 use evtchn::{Ipi, PortNr};
-use percpu::{CpuId, Masked, PerCpu, Quiesced};
+use percpu::{CpuId, CpuSet, Masked, PerCpu, Quiesced};
 use smp::trace::Mark;
 use smp::{Awaited, Clock, Delivery, Hotplug, Kind, Kinds, Lead, Limits, Mail, Missing, Outcome, Rendezvous, RollCall};
 use spin::Once;
@@ -111,6 +111,22 @@ impl Delivery for Deliver {
 /// Has `cpu` look at its run queue. Context: any; lock-free.
 pub(crate) fn reschedule(cpu: CpuId) {
     mail().post(cpu, Kind::Reschedule);
+}
+
+/// Has those that run user mode look at their run queues, as far as can be seen from here. Context: vcpu 0.
+pub(crate) fn reschedule_who_runs_user_mode() {
+    reschedule_others(|cpu| state_racy(cpu) == State::User);
+}
+
+/// Has all that are up look at their run queues. Context: vcpu 0.
+pub(crate) fn reschedule_all_others() {
+    reschedule_others(|_| true);
+}
+
+fn reschedule_others(is_meant: impl Fn(CpuId) -> bool) {
+    let others: CpuSet =
+        CpuId::first(nr()).filter(|cpu| *cpu != percpu::current() && is_up(*cpu) && is_meant(*cpu)).collect();
+    mail().post_all(&others, Kind::Reschedule);
 }
 
 /// VIRQ_TIMER came. Context: upcall.

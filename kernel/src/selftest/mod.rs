@@ -7,6 +7,7 @@
 mod broadcast;
 mod events;
 mod fatal;
+mod freeze;
 mod hotplug;
 mod hung;
 mod memory;
@@ -52,6 +53,7 @@ tests! {
     "p2m" => memory::p2m,
     "heap" => memory::heap,
     "user" => user::user,
+    "freeze" => freeze::freeze,
     "console" => events::console,
     "panic" => fatal::panic,
     "exception" => fatal::exception,
@@ -82,5 +84,5 @@ pub(crate) fn start(name: &'static str) {
         }
         control::power_off("poweroff");
     };
-    executor::spawn_here(run);
+    executor::spawn_own(run);
 }

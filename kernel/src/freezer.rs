@@ -1,0 +1,62 @@
+//! [`Freezer`]: keeps all but the kernel's own tasks, and user mode, from running while a suspend is made ready.
+//!
+//! No suspend is right or wrong by it: it is the rendezvous that stops all vcpus. But vcpus often outnumber processors, and dom0 needs
+//! some too. What comes before the rendezvous are exchanges with xenstored, each of which waits for a turn of dom0's and then for one of
+//! vcpu 0's; and the rendezvous waits for a turn of every vcpu that has something to do. Frozen vcpus have not.
+//!
+//! Nobody is told: a CPU sees it when it looks for its next task. One in user mode looks when it is sent an event, so those are.
+//! Thawing has to reach CPUs that sleep: the end of a rendezvous does, and where there was none each is sent an event.
+//!
+//! Context: task on vcpu 0, but for [`is_frozen`]. Suspend: *kept*; it is thawed before any other vcpu runs again.
+
+use core::cell::Cell;
+
+use percpu::Quiesced;
+use xen_sys::primitive::sync::atomic::{AtomicBool, Ordering};
+
+use crate::cpus;
+
+static FROZEN: AtomicBool = AtomicBool::new(false);
+
+/// Whether to leave tasks that can be frozen alone. Context: any.
+pub(crate) fn is_frozen() -> bool {
+    // ORDERING: Relaxed, nothing is read because of it. A thaw is followed by an event for who may sleep, or by the release of a
+    //   rendezvous, which is an Acquire for who reads it.
+    FROZEN.load(Ordering::Relaxed)
+}
+
+/// Freezes when it is told to, and thaws when it is dropped.
+pub(crate) struct Freezer {
+    is_on: Cell<bool>,
+}
+
+impl Freezer {
+    /// Nothing is frozen yet. One at a time.
+    pub(crate) fn new() -> Freezer {
+        Freezer { is_on: Cell::new(false) }
+    }
+
+    /// Freezes, unless that has been done. One multicall if anybody runs user mode.
+    pub(crate) fn freeze(&self) {
+        if !self.is_on.replace(true) {
+            FROZEN.store(true, Ordering::Relaxed); // ORDERING: Relaxed, as in `is_frozen`.
+            cpus::reschedule_who_runs_user_mode();
+        }
+    }
+
+    /// Thaws; who is parked sees it when it is released.
+    pub(crate) fn thaw_parked(&self, _others: &Quiesced) {
+        self.is_on.set(false);
+        FROZEN.store(false, Ordering::Relaxed); // ORDERING: Relaxed, as in `is_frozen`.
+    }
+}
+
+impl Drop for Freezer {
+    /// One multicall, where all were not parked when they were thawed.
+    fn drop(&mut self) {
+        if self.is_on.get() {
+            FROZEN.store(false, Ordering::Relaxed); // ORDERING: Relaxed, as in `is_frozen`.
+            cpus::reschedule_all_others();
+        }
+    }
+}
