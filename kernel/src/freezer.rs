@@ -28,20 +28,27 @@ pub(crate) fn is_frozen() -> bool {
 /// Freezes when it is told to, and thaws when it is dropped.
 pub(crate) struct Freezer {
     is_on: Cell<bool>,
+    /// How many vcpus were in user mode when it froze.
+    were_in_user_mode: Cell<usize>,
 }
 
 impl Freezer {
     /// Nothing is frozen yet. One at a time.
     pub(crate) fn new() -> Freezer {
-        Freezer { is_on: Cell::new(false) }
+        Freezer { is_on: Cell::new(false), were_in_user_mode: Cell::new(0) }
     }
 
     /// Freezes, unless that has been done. One multicall if anybody runs user mode.
     pub(crate) fn freeze(&self) {
         if !self.is_on.replace(true) {
             FROZEN.store(true, Ordering::Relaxed); // ORDERING: Relaxed, as in `is_frozen`.
-            cpus::reschedule_who_runs_user_mode();
+            self.were_in_user_mode.set(cpus::reschedule_who_runs_user_mode());
         }
+    }
+
+    /// How many vcpus were seen in user mode, and rung, when it froze; but for vcpu 0, on which this is a task.
+    pub(crate) fn were_in_user_mode(&self) -> usize {
+        self.were_in_user_mode.get()
     }
 
     /// Thaws; who is parked sees it when it is released.

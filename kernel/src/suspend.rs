@@ -69,7 +69,7 @@ pub(crate) async fn serve(store: &'static Store, via: &str, seen_ns: u64, freeze
     freezer.freeze();
     crate::say!("suspend-request", via = via);
     trace::begin(seen_ns);
-    workload::before_suspend();
+    workload::before_suspend(freezer.were_in_user_mode());
     let report = match timer::within(QUIET_LIMIT_NS, store.quiesce()).await {
         Ok(Ok(quiet)) => {
             trace::mark_here(Mark::Quiet);

@@ -113,9 +113,9 @@ pub(crate) fn reschedule(cpu: CpuId) {
     mail().post(cpu, Kind::Reschedule);
 }
 
-/// Has those that run user mode look at their run queues, as far as can be seen from here. Context: vcpu 0.
-pub(crate) fn reschedule_who_runs_user_mode() {
-    reschedule_others(|cpu| state_racy(cpu) == State::User);
+/// Has those that run user mode look at their run queues, as far as can be seen from here; how many. Context: vcpu 0.
+pub(crate) fn reschedule_who_runs_user_mode() -> usize {
+    reschedule_others(|cpu| state_racy(cpu) == State::User)
 }
 
 /// Has all that are up look at their run queues. Context: vcpu 0.
@@ -123,10 +123,11 @@ pub(crate) fn reschedule_all_others() {
     reschedule_others(|_| true);
 }
 
-fn reschedule_others(is_meant: impl Fn(CpuId) -> bool) {
+fn reschedule_others(is_meant: impl Fn(CpuId) -> bool) -> usize {
     let others: CpuSet =
         CpuId::first(nr()).filter(|cpu| *cpu != percpu::current() && is_up(*cpu) && is_meant(*cpu)).collect();
     mail().post_all(&others, Kind::Reschedule);
+    others.len()
 }
 
 /// VIRQ_TIMER came. Context: upcall.

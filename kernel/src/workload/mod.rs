@@ -71,11 +71,11 @@ pub(crate) struct Over {
     pub(crate) held_ticks: u64,
 }
 
-/// A suspend has been asked for. Context: task on vcpu 0.
+/// A suspend has been asked for; `in_user` vcpus were in user mode. Context: task on vcpu 0.
 #[cfg(target_os = "none")]
-pub(crate) fn before_suspend() {
+pub(crate) fn before_suspend(in_user: usize) {
     blackout::suspend_is_asked();
-    user::suspend_is_asked();
+    user::suspend_is_asked(in_user);
 }
 
 /// A restored or continued domain runs again: what is to be verified or told after that, is. Context: task on vcpu 0.

@@ -2,8 +2,8 @@
 //! at: whether it has gone on, and goes on; whether its registers and its memory hold what they held, which the process itself compares
 //! in each turn of its loop (`user::programs`); and whether its address space is as it was made, and its root pinned.
 //!
-//! In the verdict, `in_user` is how many vcpus were in user mode when the suspend was asked for, vcpu 0, which is told of it by a task, not
-//! counted; `moved` how many roots have another machine frame than at the last look. A process that has left is wrong for ever.
+//! In the verdict, `in_user` is how many vcpus were in user mode when all was frozen for the suspend, vcpu 0, which is told of it by a task,
+//! not counted; `moved` how many roots have another machine frame than at the last look. A process that has left is wrong for ever.
 
 use percpu::CpuId;
 use spin::Once;
@@ -47,11 +47,9 @@ pub(super) fn start() {
     executor::spawn_on(CpuId::BOOT, tell(looks));
 }
 
-/// Notes who is in user mode.
-pub(super) fn suspend_is_asked() {
+/// Notes how many vcpus were in user mode.
+pub(super) fn suspend_is_asked(in_user: usize) {
     if let Some(looks) = LOOKS.get() {
-        let others = CpuId::first(cpus::nr()).skip(1);
-        let in_user = others.filter(|cpu| cpus::state_racy(*cpu) == cpus::State::User).count();
         // ORDERING: Relaxed, read on this CPU.
         looks.in_user.store(in_user, Ordering::Relaxed);
     }
