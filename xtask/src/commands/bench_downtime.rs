@@ -86,13 +86,17 @@ pub(super) struct DowntimeOptions {
         default_value = "checkpoint,save-restore,migrate"
     )]
     operations: Vec<Operation>,
+    /// How many times all of that is done in one life of a guest. The first time of each runs code that an emulator has not translated
+    /// and a processor has not cached; the median is taken.
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    times: u32,
     /// Xen's scheduler.
     #[arg(long, value_enum, default_value_t = Scheds::Credit2)]
     sched: Scheds,
     /// Time is instructions executed, one processor at a time: slower, but what else the machine does makes no difference.
     #[arg(long)]
     deterministic: bool,
-    /// How many times each guest is booted, and suspended in each way; 3 where not given, 1 with --deterministic.
+    /// How many times each guest is booted; 3 where not given, 1 with --deterministic.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: Option<u32>,
     /// Memory of each guest, in MiB.
@@ -111,6 +115,11 @@ pub(super) struct DowntimeOptions {
 impl DowntimeOptions {
     fn rounds(&self) -> u32 {
         self.rounds.unwrap_or(if self.deterministic { 1 } else { 3 })
+    }
+
+    /// What is done to each guest, from first to last.
+    fn each_time(&self) -> impl Iterator<Item = Kind> + '_ {
+        (0..self.times).flat_map(|_| self.operations.iter().map(|operation| operation.kind()))
     }
 }
 
@@ -210,7 +219,7 @@ fn under(
     peer: Option<&BenchPeer>,
     book: &mut Book,
 ) -> Result<()> {
-    let operations: Vec<Kind> = options.operations.iter().map(|operation| operation.kind()).collect();
+    let operations: Vec<Kind> = options.each_time().collect();
     let most = options.vcpus.iter().max().copied().context("at least one number of vCPUs")?;
     let migrates = operations.contains(&Kind::Migrate);
     let config = LabConfig {
@@ -335,12 +344,24 @@ mod tests {
         assert_eq!(all.operations, [Operation::Checkpoint, Operation::SaveRestore, Operation::Migrate]);
         let some = options("--vcpus 2,64 --operations migrate --sched both --rounds 1").expect("well formed");
         assert_eq!((some.vcpus, some.operations), (vec![2, 64], vec![Operation::Migrate]));
+        let twice = options("--operations migrate,checkpoint --times 2").expect("well formed");
+        let order = [Kind::Migrate, Kind::Checkpoint, Kind::Migrate, Kind::Checkpoint];
+        assert_eq!(twice.each_time().collect::<Vec<_>>(), order);
         assert_eq!(some.sched.all(), [Sched::Credit2, Sched::Credit]);
     }
 
     #[test]
     fn nonsense_is_refused() {
-        for words in ["--vcpus 0", "--vcpus", "--rounds 0", "--sched null", "--operations fly", "--against bsd", "x"] {
+        for words in [
+            "--vcpus 0",
+            "--vcpus",
+            "--rounds 0",
+            "--times 0",
+            "--sched null",
+            "--operations fly",
+            "--against bsd",
+            "x",
+        ] {
             assert!(options(words).is_err(), "{words}");
         }
     }
