@@ -11,8 +11,6 @@ use crate::error::{StoreError, Text};
 use crate::store::Store;
 use crate::take::take;
 use core::fmt;
-use core::future::pending;
-use futures_lite::future::or;
 
 /// The node, relative to the domain's home. Watch it, and call [`take_request`] at every change.
 pub const NODE: &str = "control/shutdown";
@@ -65,23 +63,14 @@ impl fmt::Display for Request {
 /// Takes the request that stands at the node, if any, and acknowledges it. `None` if there is none, or it was withdrawn
 /// while we looked.
 ///
-/// `foresee` is shown what most likely will be taken, as soon as anybody can know: at the first of the three times that this goes to
+/// `foresee` is shown what most likely will be taken, as soon as anybody can know: at the first of the two times that this goes to
 /// xenstored and back. It may be shown nothing, and what is shown may have been withdrawn or replaced before it is taken.
 /// # Errors
 /// As for a transaction. The request is then not acknowledged, and stands there for the next time; except that, if there
-/// is no answer to the commit or none that makes sense (`RingBroken`, `TooLong`, `WrongType`), nobody knows. The same holds
-/// if the future is dropped during the commit.
+/// is no answer to the commit or none that makes sense (`RingBroken`, `TooLong`, `WrongType`), nobody knows, and if none to the
+/// read that makes sense, it has been acknowledged. The same holds if the future is dropped during the commit.
 pub async fn take_request(store: &Store, foresee: impl FnOnce(&Request)) -> Result<Option<Request>, StoreError> {
-    let look = async {
-        if let Ok(value) = store.read_bytes(NODE).await
-            && let Some(request) = Request::parse(&value)
-        {
-            foresee(&request);
-        }
-        // It is the transaction that ends this, whatever became of the look.
-        pending().await
-    };
-    or(look, take(store, NODE, Request::parse)).await
+    take(store, NODE, Request::parse, foresee).await
 }
 
 /// Says which requests we take. Again after every restore.
@@ -129,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_withdrawn_meanwhile_is_none_and_not_written_to() {
+    fn a_request_withdrawn_meanwhile_is_none() {
         let (store, mut fake) = fake::pair(0);
         fake.set(NODE, b"suspend");
         fake.intruders.push_back((NODE.into(), b"".to_vec()));
@@ -137,7 +126,8 @@ mod tests {
         let mut foreseen = None;
         assert_eq!(block_on(&store, &mut fake, take_request(&store, |request| foreseen = Some(*request))), Ok(None));
         assert_eq!(foreseen, Some(Request::Suspend));
-        assert_eq!(fake.commits() - commits, 1, "the one that wrote nothing");
+        assert_eq!(fake.commits() - commits, 1, "the first one meets the withdrawal");
+        assert_eq!(fake.value(NODE), Some(&b""[..]));
     }
 
     #[test]
@@ -158,7 +148,8 @@ mod tests {
     fn an_error_leaves_the_request_for_the_next_time() {
         let (store, mut fake) = fake::pair(0);
         fake.set(NODE, b"suspend");
-        fake.twists.extend([Twist::Honest, Twist::Honest, Twist::Error("EACCES")]);
+        // The look, the start, the read.
+        fake.twists.extend([Twist::Honest, Twist::Honest, Twist::Honest, Twist::Error("EACCES")]);
         let error = block_on(&store, &mut fake, take_request(&store, |_| ())).expect_err("the write is refused");
         assert!(matches!(error.cause, Cause::Xen(Errno::EACCES)));
         settle(&store, &mut fake);

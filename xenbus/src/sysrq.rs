@@ -41,7 +41,7 @@ impl Key {
 /// As for a transaction, `EACCES` also where the node is not ours to write. The key has then not been taken, and stands there
 /// still; except as [`take_request`](crate::shutdown::take_request) says.
 pub async fn take_key(store: &Store) -> Result<Option<Key>, StoreError> {
-    take(store, NODE, Key::parse).await
+    take(store, NODE, Key::parse, |_| ()).await
 }
 
 #[cfg(test)]
@@ -113,7 +113,8 @@ mod tests {
     fn a_node_that_is_not_ours_keeps_its_letter() {
         let (store, mut fake) = fake::pair(0);
         fake.set(NODE, b"e");
-        fake.twists.extend([Twist::Honest, Twist::Honest, Twist::Error("EACCES")]);
+        // The look, the start, the read.
+        fake.twists.extend([Twist::Honest, Twist::Honest, Twist::Honest, Twist::Error("EACCES")]);
         let error = block_on(&store, &mut fake, take_key(&store)).expect_err("the write is refused");
         assert_eq!(error.cause, Cause::Xen(Errno::EACCES));
         settle(&store, &mut fake);
