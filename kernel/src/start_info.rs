@@ -6,9 +6,11 @@
 //!
 //! Context: vcpu 0; the ports also a CPU that dies.
 
+use core::mem::offset_of;
+
 use mm::{Mfn, Pfn};
 use spin::Once;
-use xen_sys::abi::xen::{StartInfo, StartInfoConsoleDomU};
+use xen_sys::abi::xen::StartInfo;
 
 use crate::memory;
 
@@ -41,9 +43,12 @@ pub(crate) fn page() -> Page {
 }
 
 /// `start_info`. Xen and the toolstack write to it while we are suspended, so every field is read when it is wanted, and no
-/// reference to it is made.
+/// reference to it is made. Field by field: volatile reads and writes of the whole, most of it the command line, are two thousand
+/// instructions, which a guest that has just been restored runs for the first time.
 ///
 /// - SI1: `pfn` is the page that Xen passed at entry, in the direct map; only vcpu 0 writes to it, in this file.
+/// - SI2: [`Page::get`] and [`Page::set`] are called with the offset of a field and with its type. Outside of the initial domain,
+///   which has no ring and is never suspended, the console is `domU`.
 #[derive(Clone, Copy)]
 pub(crate) struct Page {
     pfn: Pfn,
@@ -51,24 +56,24 @@ pub(crate) struct Page {
 }
 
 impl Page {
-    /// A copy of it, as it is now.
-    fn read(self) -> StartInfo {
-        // SAFETY: mapped and ours (SI1).
-        unsafe { memory::direct::<StartInfo>(self.pfn).read_volatile() }
+    fn at<T>(self, offset: usize) -> *mut T {
+        memory::direct::<StartInfo>(self.pfn).wrapping_byte_add(offset).cast()
     }
 
-    /// Its console, which outside of the initial domain is this arm of the union.
-    fn console(info: &StartInfo) -> StartInfoConsoleDomU {
-        // SAFETY: both arms are plain integers, and the initial domain, whose is the other one, has no ring and is never suspended.
-        unsafe { info.console.domU }
+    /// The field at `offset`, as it is now.
+    fn get<T: Copy>(self, offset: usize) -> T {
+        // SAFETY: mapped and ours (SI1), a field of this type (SI2), of plain integers, for which any bits are good.
+        unsafe { self.at::<T>(offset).read_volatile() }
+    }
+
+    fn set<T: Copy>(self, offset: usize, value: T) {
+        // SAFETY: mapped and ours (SI1), a field of this type (SI2).
+        unsafe { self.at::<T>(offset).write_volatile(value) };
     }
 
     fn set_rings(self, store: u64, console: u64) {
-        let mut info = self.read();
-        info.store_mfn = store;
-        info.console.domU = StartInfoConsoleDomU { mfn: console, ..Page::console(&info) };
-        // SAFETY: mapped and ours (SI1).
-        unsafe { memory::direct::<StartInfo>(self.pfn).write_volatile(info) };
+        self.set::<u64>(offset_of!(StartInfo, store_mfn), store);
+        self.set::<u64>(offset_of!(StartInfo, console.domU.mfn), console);
     }
 
     /// Puts the rings' page numbers where their machine frames are: as the toolstack wants to find them in a suspended domain.
@@ -87,13 +92,15 @@ impl Page {
 
     /// The ports of console and xenstore, in this life of the domain.
     pub(crate) fn ports(self) -> DevicePorts {
-        let info = self.read();
-        DevicePorts { store: info.store_evtchn, console: Page::console(&info).evtchn }
+        DevicePorts {
+            store: self.get(offset_of!(StartInfo, store_evtchn)),
+            console: self.get(offset_of!(StartInfo, console.domU.evtchn)),
+        }
     }
 
     /// Machine address of `shared_info`, in this life of the domain.
     pub(crate) fn shared_info_maddr(self) -> u64 {
-        self.read().shared_info
+        self.get(offset_of!(StartInfo, shared_info))
     }
 
     /// Its own machine frame, now.
