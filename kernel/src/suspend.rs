@@ -1,12 +1,13 @@
 //! Suspend and resume, from the request to the report: what each step of `smp::suspend` does in this kernel.
 //!
-//! A request is served by one task on vcpu 0: xenstore becomes quiet, all other vcpus park, the steps run, every vcpu restores
-//! itself, the ports that the toolstack gave us are bound ([`devices`]), xenstore goes on.
+//! A request is served by one task on vcpu 0: tasks are frozen, xenstore becomes quiet, all other vcpus park, the steps run, tasks are
+//! thawed, every vcpu restores itself, the ports that the toolstack gave us are bound ([`devices`]), xenstore goes on.
 //!
 //! Between quiesce and release: no lock, no allocation (the heap is sealed), no line on the console.
 //!
 //! | hypercalls on vcpu 0, but for the suspend itself | before it | after `Resumed` | after `Continued` |
 //! |---|---|---|---|
+//! | freeze, before all others are stopped | 1 for each 32 in user mode (rings them) | | |
 //! | rendezvous, while the others come or go | 1 for each 32 others (rings them), 1 or more (dozes), 1 at the first of all (makes the gate) | 1 (opens the gate) | 1 (opens the gate) |
 //! | quiesced, while all wait | 1 (unmap `shared_info`) | 4 (make the gate, map `shared_info`, place `vcpu_info`, ask for the machine's size), and those of `resume=` (none in `parallel`) | 1 (map it) |
 //! | released, in parallel with the others | | 2 (bind; timer and roll call), 3 for each device port | 1 (timer and roll call) |
@@ -34,7 +35,7 @@ use xenbus::Store;
 use crate::cpus::{self, CpuError, Laggards, Placed};
 use crate::freezer::Freezer;
 use crate::logfmt::Line;
-use crate::time::{Before, Rebased, TimeRecord};
+use crate::time::{Before, Scale};
 use crate::workload::Over;
 use crate::{console, control, devices, events, heap, memory, start_info, time, timer, trace, vector, workload};
 
@@ -145,7 +146,7 @@ fn run(freezer: &Freezer) -> Result<Report, Abort> {
     });
     let ended = ended.map_err(Abort::Missing)?;
     let outcome = ended.outcome();
-    trace::came_back(&masked, outcome);
+    trace::came_back(&masked, outcome, sequence.after);
     match ended {
         Ended::Resumed | Ended::Continued => {}
         Ended::NotPrepared(failed) => return Err(Abort::NotPrepared(failed)),
@@ -159,8 +160,8 @@ fn run(freezer: &Freezer) -> Result<Report, Abort> {
     cpus::take_what_came(&masked);
     Ok(Report {
         outcome,
-        suspended_ns: sequence.before.guest_ns,
-        back_ns: sequence.back_ns,
+        suspended_ns: sequence.suspended_ns(),
+        back_ns: sequence.back_ns(),
         held_ticks: sequence.back_tsc.saturating_sub(sequence.left_tsc),
     })
 }
@@ -188,23 +189,38 @@ struct Sequence {
     info: start_info::Page,
     /// Xen's wall clock at system time 0: it stands in `shared_info`, which is unmapped when it is wanted.
     wall_zero_ns: u64,
-    before: Before,
     vectors: vector::Room,
-    /// The TSC at the last instruction before the hypercall.
+    /// The TSC just before the hypercall, and how to read it.
     left_tsc: u64,
-    /// The TSC at the first instruction after the hypercall, and guest time then.
+    before: Scale,
+    /// The TSC at the first instruction after the hypercall, and how to read it. All that is told of these two instants comes from
+    /// these: Xen's record may change at any time, and the clocks of two processors need not agree.
     back_tsc: u64,
-    back_ns: u64,
+    after: Scale,
 }
 
 impl Sequence {
     fn new() -> Sequence {
-        let (before, vectors) = (Before::at(0, 0, 0), vector::Room::new());
-        Sequence { info: start_info::page(), wall_zero_ns: 0, before, vectors, left_tsc: 0, back_tsc: 0, back_ns: 0 }
+        let (now, vectors) = (Scale::now(), vector::Room::new());
+        Sequence {
+            info: start_info::page(),
+            wall_zero_ns: 0,
+            vectors,
+            left_tsc: 0,
+            before: now,
+            back_tsc: 0,
+            after: now,
+        }
     }
 
-    fn system_ns_at_return(&self) -> u64 {
-        TimeRecord::read(&percpu::vcpu_info().time).system_time_ns(self.back_tsc)
+    /// Guest time at the hypercall.
+    fn suspended_ns(&self) -> u64 {
+        self.before.guest_ns(self.left_tsc)
+    }
+
+    /// Guest time at its return.
+    fn back_ns(&self) -> u64 {
+        self.after.guest_ns(self.back_tsc).max(self.suspended_ns())
     }
 
     /// # Errors
@@ -256,11 +272,9 @@ impl Steps for Sequence {
     }
 
     fn suspend(&mut self, _others: &Quiesced, masked: &Masked) -> Result<SuspendOutcome, Errno> {
-        let guest_ns = time::now_ns();
-        self.before = Before::at(guest_ns, time::system_ns(), self.wall_zero_ns);
         self.vectors.save();
-        trace::suspending(masked);
-        self.left_tsc = time::tsc();
+        (self.before, self.left_tsc) = (Scale::now(), time::tsc());
+        trace::suspending(masked, self.before, self.left_tsc);
         // SAFETY: all others are parked in their loop. start_info has been canonicalised, and shared_info, the only frame that
         //   is not ours, is unmapped. No mfn is kept over the call but this argument.
         let outcome = unsafe { sched::suspend(self.info.mfn().get()) };
@@ -268,7 +282,9 @@ impl Steps for Sequence {
         trace::mark_at(masked, Mark::Back, self.back_tsc);
         if outcome == Ok(SuspendOutcome::Continued) {
             self.vectors.restore();
-            self.back_ns = time::to_guest_ns(self.system_ns_at_return()).max(guest_ns);
+        }
+        if outcome != Ok(SuspendOutcome::Resumed) {
+            self.after = Scale::now();
         }
         outcome
     }
@@ -280,10 +296,9 @@ impl Steps for Sequence {
             TakeOver::MaskLegacySlots => mask_legacy_slots(),
             TakeOver::PlaceBootVcpuInfo => cpus::place_vcpu_info(masked).map_err(StepError::Cpu)?,
             TakeOver::RebaseClock => {
+                let before = Before::of(&self.before, self.left_tsc, self.wall_zero_ns, others);
                 let wall_zero_ns = time::wall_at_system_zero_ns(shared_info());
-                let rebased = Rebased::new(self.before, self.system_ns_at_return(), wall_zero_ns);
-                rebased.set(others);
-                self.back_ns = rebased.guest_ns;
+                self.after = time::rebase(others, before, self.back_tsc, wall_zero_ns);
             }
             TakeOver::PublishP2m => memory::publish_p2m(&shared_info().arch).map_err(StepError::Memory)?,
             TakeOver::AttachEvents => Sequence::attach(others, Ports::Gone)?,

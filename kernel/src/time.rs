@@ -217,7 +217,7 @@ pub(crate) fn start(quiesced: &Quiesced, entered_tsc: u64, shared: &SharedInfo) 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Before {
     /// Guest time just before the hypercall.
-    pub(crate) guest_ns: u64,
+    guest_ns: u64,
     /// Xen's wall clock at the same moment.
     wall_ns: u64,
 }
@@ -227,28 +227,43 @@ impl Before {
     pub(crate) fn at(guest_ns: u64, system_ns: u64, wall_zero_ns: u64) -> Before {
         Before { guest_ns, wall_ns: wall_zero_ns.saturating_add(system_ns) }
     }
+
+    /// The instant when the TSC was `tsc`, which `scale` reads. No CPU has read a later guest time.
+    #[cfg(target_os = "none")]
+    pub(crate) fn of(scale: &Scale, tsc: u64, wall_zero_ns: u64, _quiesced: &Quiesced) -> Before {
+        // ORDERING: Relaxed, all others are parked; the rendezvous orders what they read before.
+        let read_ns = LAST_NS.load(Ordering::Relaxed);
+        Before::at(scale.guest_ns(tsc).max(read_ns), scale.record.system_time_ns(tsc), wall_zero_ns)
+    }
 }
 
-/// Where guest time stands after a restore.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Rebased {
-    /// Guest time at the first instruction after the hypercall.
-    pub(crate) guest_ns: u64,
+/// Sets guest time anew after a restore, to go on from `before` when the TSC was `tsc`. Returns how the TSC reads now.
+#[cfg(target_os = "none")]
+pub(crate) fn rebase(quiesced: &Quiesced, before: Before, tsc: u64, wall_zero_ns: u64) -> Scale {
+    let record = TimeRecord::read(&percpu::vcpu_info().time);
+    let rebased = Rebased::new(before, record.system_time_ns(tsc), wall_zero_ns);
+    rebased.set(quiesced);
+    Scale { record, offset_ns: rebased.offset_ns }
+}
+
+/// Where guest time stands from now on.
+#[derive(Clone, Copy, Debug)]
+struct Rebased {
     offset_ns: i64,
 }
 
 impl Rebased {
     /// Guest time at the instant when system time was `system_ns` and the new host's wall clock at system time 0 was `wall_zero_ns`.
-    pub(crate) fn new(before: Before, system_ns: u64, wall_zero_ns: u64) -> Rebased {
+    fn new(before: Before, system_ns: u64, wall_zero_ns: u64) -> Rebased {
         let wall_ns = wall_zero_ns.saturating_add(system_ns);
         // The new host's clock may be behind: then no time has passed, as far as anybody can tell.
         let away_ns = wall_ns.saturating_sub(before.wall_ns);
         let guest_ns = before.guest_ns.saturating_add(away_ns);
-        Rebased { guest_ns, offset_ns: difference(guest_ns, system_ns) }
+        Rebased { offset_ns: difference(guest_ns, system_ns) }
     }
 
     /// Makes it hold for all CPUs. They are parked, and read it after they have been released.
-    pub(crate) fn set(&self, _quiesced: &Quiesced) {
+    fn set(&self, _quiesced: &Quiesced) {
         // ORDERING: Relaxed, ordered before every reader by the release of the rendezvous.
         OFFSET_NS.store(self.offset_ns, Ordering::Relaxed);
     }
@@ -313,16 +328,14 @@ mod tests {
     #[test]
     fn time_goes_on_wherever_the_domain_wakes_up() {
         let before = Before::at(10_000, 20_000, 980_000);
-        // The same host, 500 ns later.
-        let same = Rebased::new(before, 20_500, 980_000);
-        assert_eq!(same.guest_ns, 10_500);
-        // Another host: a system time far back, the wall clock 2000 ns on.
-        let other = Rebased::new(before, 7, 1_001_993);
-        assert_eq!(other.guest_ns, 12_000);
-        assert_eq!(other.offset_ns, 11_993);
-        // A host whose clock is behind: no time has passed.
-        let behind = Rebased::new(before, 100, 1000);
-        assert_eq!(behind.guest_ns, 10_000);
+        // The same host, 500 ns later; another host, with a system time far back and the wall clock 2000 ns on; and one whose clock
+        // is behind: no time has passed.
+        for (system_ns, wall_zero_ns, guest_ns) in
+            [(20_500, 980_000, 10_500), (7, 1_001_993, 12_000), (100, 1000, 10_000)]
+        {
+            let rebased = Rebased::new(before, system_ns, wall_zero_ns);
+            assert_eq!(system_ns.saturating_add_signed(rebased.offset_ns), guest_ns);
+        }
     }
 
     #[test]
@@ -335,7 +348,7 @@ mod tests {
             let guest_ns = 9000_u64.saturating_add_signed(boot.offset_ns);
             let before = Before::at(guest_ns, 9000, wall_zero_ns);
             let after = Rebased::new(before, 9700, wall_zero_ns);
-            assert_eq!(after.guest_ns, guest_ns + 700);
+            assert_eq!(9700_u64.saturating_add_signed(after.offset_ns), guest_ns + 700);
         }
     }
 }

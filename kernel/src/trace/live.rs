@@ -113,17 +113,17 @@ pub(crate) fn aside<T>(other: impl FnOnce() -> T) -> T {
     }
 }
 
-/// The hypercall is next. Context: vcpu 0, all others parked.
-pub(crate) fn suspending(masked: &Masked) {
+/// The hypercall is next: it is `tsc`, which `before` reads. Context: vcpu 0, all others parked.
+pub(crate) fn suspending(masked: &Masked, before: Scale, tsc: u64) {
     let Some(kept) = TRACE.get() else { return };
-    kept.suspends.mine(masked).borrow_mut().with_last(|suspend| suspend.before = Scale::now());
-    mark(masked, Mark::Suspending);
+    kept.suspends.mine(masked).borrow_mut().with_last(|suspend| suspend.before = before);
+    mark_at(masked, Mark::Suspending, tsc);
 }
 
-/// The rendezvous is over, and the clock is good. Context: vcpu 0.
-pub(crate) fn came_back(masked: &Masked, outcome: Outcome) {
+/// The rendezvous is over; `after` reads what was marked since the hypercall. Context: vcpu 0.
+pub(crate) fn came_back(masked: &Masked, outcome: Outcome, after: Scale) {
     let Some(kept) = TRACE.get() else { return };
-    kept.suspends.mine(masked).borrow_mut().with_last(|suspend| suspend.after = Some((Scale::now(), outcome)));
+    kept.suspends.mine(masked).borrow_mut().with_last(|suspend| suspend.after = Some((after, outcome)));
 }
 
 /// A suspend is over, or has been given up. What is to be told of it is told by [`task`]: the next request waits for none of that.
