@@ -7,6 +7,7 @@
 use alloc::boxed::Box;
 use core::fmt;
 use core::future::Future;
+use core::pin::pin;
 
 use boot::SuspendVia;
 use spin::Once;
@@ -25,6 +26,9 @@ use crate::{console, devices, events, executor, panic, suspend, suspend_port, sy
 pub(crate) const RETRY_NS: u64 = 1_000_000_000;
 /// How long xenstored may take to answer. A toolstack gives up on a guest that takes as long to acknowledge a request.
 const ANSWER_NS: u64 = 60_000_000_000;
+
+/// How long tasks are kept frozen for a suspend that has been foreseen and not yet taken.
+const FORESEEN_NS: u64 = 2_000_000_000;
 
 static STORE: Once<Store> = Once::new();
 static PAGE: Once<&'static XenstoreDomainInterface> = Once::new();
@@ -168,13 +172,25 @@ async fn serve_until_error(store: &'static Store, via: SuspendVia) -> Result<cor
             advertise(store, via).await;
         }
         let freezer = Freezer::new();
-        let foresee = |request: &Request| {
-            if *request == Request::Suspend {
-                freezer.freeze();
-            }
-        };
-        if let Some(request) = answered(shutdown::take_request(store, foresee)).await? {
+        if let Some(request) = take(store, &freezer).await? {
             obey(store, request, seen_ns, freezer).await;
+        }
+    }
+}
+
+/// Takes a request. Freezes as soon as it can be known that the domain is to be suspended, and thaws where it is not taken in time after
+/// all.
+async fn take(store: &Store, freezer: &Freezer) -> Result<Option<Request>, Failed> {
+    let foresee = |request: &Request| {
+        if is_served(request) {
+            freezer.freeze();
+        }
+    };
+    let mut taken = pin!(answered(shutdown::take_request(store, foresee)));
+    loop {
+        match timer::within(FORESEEN_NS, taken.as_mut()).await {
+            Ok(answer) => return answer,
+            Err(timer::TimeIsUp) => freezer.thaw(),
         }
     }
 }
@@ -190,16 +206,25 @@ async fn advertise(store: &Store, via: SuspendVia) {
     }
 }
 
+/// Whether the domain is suspended for it.
+fn is_served(request: &Request) -> bool {
+    *request == Request::Suspend && !suspend_port::is_subscribed()
+}
+
 /// Does what is asked for; it was seen at guest time `seen_ns`.
 async fn obey(store: &'static Store, request: Request, seen_ns: u64, freezer: Freezer) {
+    if is_served(&request) {
+        return suspend::serve(store, "xenstore", seen_ns, freezer).await;
+    }
+    // A suspend may have been foreseen, and what follows waits for tasks.
+    drop(freezer);
     match request {
         Request::Poweroff | Request::Halt => {
             workload::end().await;
             power_off(if request == Request::Halt { "halt" } else { "poweroff" })
         }
         Request::Reboot => reboot(),
-        Request::Suspend if suspend_port::is_subscribed() => suspend_port::refuse(store).await,
-        Request::Suspend => suspend::serve(store, "xenstore", seen_ns, freezer).await,
+        Request::Suspend => suspend_port::refuse(store).await,
         Request::Unknown(text) => {
             crate::say!("control-unknown", node = shutdown::NODE, value = Lossy(text.as_bytes()));
         }

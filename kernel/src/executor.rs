@@ -3,7 +3,8 @@
 //! - A task belongs to one CPU for life, and waits while that is down. It runs until its next await point and is not preempted but by upcalls.
 //! - Waking is lock-free and may happen anywhere: in an upcall, or on another CPU, which then sends an IPI. Running takes all that
 //!   is ready at once, and waits for no waker.
-//! - User mode is what a CPU runs where it would block otherwise ([`user`]); it is left when anything of this loop's is to be done.
+//! - User mode is what a CPU runs where it would block otherwise ([`user`]), unless all is frozen; it is left when anything of this loop's is
+//!   to be done.
 //! - Freezing is a property of this loop: what a [`freezer`] holds is not polled, and a rendezvous is entered here and nowhere else, between
 //!   two polls. So whatever a task does without an await in between (a page-table update, a hypercall that takes an mfn) is whole when
 //!   the domain is saved, or its CPU goes down.
@@ -97,8 +98,9 @@ pub(crate) fn spawn_here(future: impl Future<Output = ()> + 'static) {
     unsafe { spawn(percpu::current(), Class::Frozen, future) }
 }
 
-/// Starts a task of the kernel's own on this CPU, as [`spawn_here`]: one that a suspend needs, or that may be in an exchange with the store
-/// which is awaited before one. It runs also while all others are frozen.
+/// Starts a task of the kernel's own on this CPU, as [`spawn_here`]: one that a suspend needs, that may be in an exchange with the store
+/// which is awaited before one, or that answers people. It runs also while all others are frozen, and must not wait for one of them
+/// without a limit.
 pub(crate) fn spawn_own(future: impl Future<Output = ()> + 'static) {
     // SAFETY: it is run where it was made.
     unsafe { spawn(percpu::current(), Class::Own, future) }

@@ -4,28 +4,34 @@
 //! some too. What comes before the rendezvous are exchanges with xenstored, each of which waits for a turn of dom0's and then for one of
 //! vcpu 0's; and the rendezvous waits for a turn of every vcpu that has something to do. Frozen vcpus have not.
 //!
-//! Nobody is told: a CPU sees it when it looks for its next task. One in user mode looks when it is sent an event, so those are.
+//! Nobody is told: a CPU sees it when it looks for its next task. One in user mode looks when it is sent an event, so those are that are
+//! seen there. One that is just about to enter it is missed, and left to its next event or to the rendezvous: to see each would cost every
+//! way into user mode a fence.
 //! Thawing has to reach CPUs that sleep: the end of a rendezvous does, and where there was none each is sent an event.
 //!
 //! Context: task on vcpu 0, but for [`is_frozen`]. Suspend: *kept*; it is thawed before any other vcpu runs again.
 
 use core::cell::Cell;
 
+use crossbeam_utils::CachePadded;
 use percpu::Quiesced;
 use xen_sys::primitive::sync::atomic::{AtomicBool, Ordering};
 
 use crate::cpus;
 
-static FROZEN: AtomicBool = AtomicBool::new(false);
+/// Written by vcpu 0, in a task or while all others are parked. Read by every CPU before each task that can be frozen, so alone on
+/// its line.
+static FROZEN: CachePadded<AtomicBool> = CachePadded::new(AtomicBool::new(false));
 
 /// Whether to leave tasks that can be frozen alone. Context: any.
 pub(crate) fn is_frozen() -> bool {
-    // ORDERING: Relaxed, nothing is read because of it. A thaw is followed by an event for who may sleep, or by the release of a
-    //   rendezvous, which is an Acquire for who reads it.
+    // ORDERING: Relaxed, nothing is read because of it. That a thaw is seen: a CPU that may sleep is posted to after the store, and
+    //   looks again after it has taken that from its inbox (AcqRel, `Inbox::post` and `take`); one that is parked has read the
+    //   phase in which it is released with Acquire (`Rendezvous::park`).
     FROZEN.load(Ordering::Relaxed)
 }
 
-/// Freezes when it is told to, and thaws when it is dropped.
+/// Freezes when it is told to, and thaws when it is dropped at the latest.
 pub(crate) struct Freezer {
     is_on: Cell<bool>,
     /// How many vcpus were in user mode when it froze.
@@ -38,10 +44,14 @@ impl Freezer {
         Freezer { is_on: Cell::new(false), were_in_user_mode: Cell::new(0) }
     }
 
-    /// Freezes, unless that has been done. One multicall if anybody runs user mode.
+    /// Freezes, unless that has been done. A multicall for each 32 that run user mode.
+    ///
+    /// # Panics
+    /// If another one has.
     pub(crate) fn freeze(&self) {
         if !self.is_on.replace(true) {
-            FROZEN.store(true, Ordering::Relaxed); // ORDERING: Relaxed, as in `is_frozen`.
+            // ORDERING: Relaxed, as in `is_frozen`.
+            assert!(!FROZEN.swap(true, Ordering::Relaxed), "two freezers at once");
             self.were_in_user_mode.set(cpus::reschedule_who_runs_user_mode());
         }
     }
@@ -51,7 +61,15 @@ impl Freezer {
         self.were_in_user_mode.get()
     }
 
-    /// Thaws; who is parked sees it when it is released.
+    /// Thaws, unless nothing is frozen. A multicall for each 32 others.
+    pub(crate) fn thaw(&self) {
+        if self.is_on.replace(false) {
+            FROZEN.store(false, Ordering::Relaxed); // ORDERING: Relaxed, as in `is_frozen`.
+            cpus::reschedule_all_others();
+        }
+    }
+
+    /// The same while all others are parked: they see it when they are released.
     pub(crate) fn thaw_parked(&self, _others: &Quiesced) {
         self.is_on.set(false);
         FROZEN.store(false, Ordering::Relaxed); // ORDERING: Relaxed, as in `is_frozen`.
@@ -59,11 +77,7 @@ impl Freezer {
 }
 
 impl Drop for Freezer {
-    /// One multicall, where all were not parked when they were thawed.
     fn drop(&mut self) {
-        if self.is_on.get() {
-            FROZEN.store(false, Ordering::Relaxed); // ORDERING: Relaxed, as in `is_frozen`.
-            cpus::reschedule_all_others();
-        }
+        self.thaw();
     }
 }

@@ -37,7 +37,7 @@ use crate::call::CallNode;
 /// What a CPU can be asked for without a call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
-    /// Look at the run queue: somebody made a task of yours ready.
+    /// Look at the run queue: somebody made a task of yours ready, froze all of them, or thawed them.
     Reschedule = 1,
     /// Come to the rendezvous. Nothing to do in the upcall: it takes the CPU out of sleep or user mode.
     Rendezvous = 2,

@@ -4,8 +4,8 @@
 //! | what | how | hypercalls |
 //! |---|---|---|
 //! | in | by the executor, where it would block otherwise: the root, and the stack for what comes from there | 1 multicall, 1 iret |
-//! | an event, and no task is ready, no timer fired, no rendezvous asked for | handled, and back; it counts as a turn of the executor's | 1 iret, as in kernel mode |
-//! | an event, and one of these | handled, and out: the executor's loop goes on, and comes back here when it is through | none; 2 for the way in |
+//! | an event, and no task is ready, no timer fired, no rendezvous asked for, nothing frozen | handled, and back; it counts as a turn of the executor's | 1 iret, as in kernel mode |
+//! | an event, and one of these is not so | handled, and out: the executor's loop goes on, and comes back here when it is through | none; 2 for the way in |
 //! | `syscall`, or an exception | out: [`Process::run`] returns | none |
 //!
 //! So user mode is preempted, kernel code is not, and a rendezvous finds no CPU in user mode: a process is frozen as any task is, with

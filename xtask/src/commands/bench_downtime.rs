@@ -2,8 +2,8 @@
 //!
 //! Owns the order of boots and what the user sees and gets: each suspend as it comes, the comparison, the record, the plots. For each
 //! scheduler one machine is booted, and in it, round by round and for each number of vCPUs, both guests, in turns, each alone:
-//! whatever changes on the machine meets both. Turned down: all suspends of one guest in one life; a boot that went one way or
-//! the other would count as many times.
+//! whatever changes on the machine meets both. Within a boot every kind of suspend is repeated, and the median counts once: a boot that
+//! went one way or the other does not count as many times.
 
 #![forbid(unsafe_code)]
 
@@ -86,8 +86,8 @@ pub(super) struct DowntimeOptions {
         default_value = "checkpoint,save-restore,migrate"
     )]
     operations: Vec<Operation>,
-    /// How many times all of that is done in one life of a guest. The first time of each runs code that an emulator has not translated
-    /// and a processor has not cached; the median is taken.
+    /// How many times in a row each of them is done to each guest; the median is taken. After a restore or a migration a guest stands in
+    /// other memory, and what it does first there runs code that an emulator has not translated and a processor has not cached.
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     times: u32,
     /// Xen's scheduler.
@@ -119,7 +119,7 @@ impl DowntimeOptions {
 
     /// What is done to each guest, from first to last.
     fn each_time(&self) -> impl Iterator<Item = Kind> + '_ {
-        (0..self.times).flat_map(|_| self.operations.iter().map(|operation| operation.kind()))
+        self.operations.iter().flat_map(|operation| (0..self.times).map(|_| operation.kind()))
     }
 }
 
@@ -345,7 +345,7 @@ mod tests {
         let some = options("--vcpus 2,64 --operations migrate --sched both --rounds 1").expect("well formed");
         assert_eq!((some.vcpus, some.operations), (vec![2, 64], vec![Operation::Migrate]));
         let twice = options("--operations migrate,checkpoint --times 2").expect("well formed");
-        let order = [Kind::Migrate, Kind::Checkpoint, Kind::Migrate, Kind::Checkpoint];
+        let order = [Kind::Migrate, Kind::Migrate, Kind::Checkpoint, Kind::Checkpoint];
         assert_eq!(twice.each_time().collect::<Vec<_>>(), order);
         assert_eq!(some.sched.all(), [Sched::Credit2, Sched::Credit]);
     }
