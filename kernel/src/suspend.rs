@@ -1,18 +1,20 @@
 //! Suspend and resume, from the request to the report: what each step of `smp::suspend` does in this kernel.
 //!
-//! A request is served by one task on vcpu 0: tasks are frozen, xenstore becomes quiet, all other vcpus park, the steps run, tasks are
-//! thawed, every vcpu restores itself, the ports that the toolstack gave us are bound ([`devices`]), xenstore goes on.
+//! A request is served by one task on vcpu 0: tasks are frozen, xenstore becomes quiet, all other vcpus park, the steps run, vcpu 0 restores
+//! itself, tasks are thawed, every other vcpu restores itself, the ports that the toolstack gave us are bound ([`devices`]), xenstore goes
+//! on.
 //!
-//! Between quiesce and release: no lock, no allocation (the heap is sealed), no line on the console.
+//! Between quiesce and release: no lock, no allocation (the heap is sealed until the steps are through), no line on the console.
 //!
 //! | hypercalls on vcpu 0, but for the suspend itself | before it | after `Resumed` | after `Continued` |
 //! |---|---|---|---|
 //! | freeze, before all others are stopped | 1 for each 32 in user mode (rings them) | | |
 //! | rendezvous, while the others come or go | 1 for each 32 others (rings them), 1 or more (dozes), 1 at the first of all (makes the gate) | 1 (opens the gate) | 1 (opens the gate) |
 //! | quiesced, while all wait | 1 (unmap `shared_info`) | 4 (make the gate, map `shared_info`, place `vcpu_info`, ask for the machine's size), and those of `resume=` (none in `parallel`) | 1 (map it) |
-//! | released, in parallel with the others | | 2 (bind; timer and roll call), 3 for each device port | 1 (timer and roll call) |
+//! | restoring itself, while all wait | | 2 (bind; timer and roll call) | 1 (timer and roll call) |
+//! | released | | 3 for each device port | |
 //!
-//! Every other vcpu makes those of the row *released*, in parallel, but for the device ports, and no other before its first task. So what
+//! Every other vcpu makes those of the row *restoring itself*, in parallel, and no other before its first task. So what
 //! vcpu 0 does alone does not depend on their number, but for Xen's way to the pollers that the gate wakes. After `Continued` two words of `start_info` are
 //! put back, and vcpu 0's vector registers where they are in use (`vector`). A whole checkpoint, from the request to the figures in
 //! `data/stasis`, writes to 22 pages with 4 vcpus, and a restore to as many (`cargo xtask dirty-pages`).
@@ -141,8 +143,13 @@ fn run(freezer: &Freezer) -> Result<Report, Abort> {
         heap::get().seal();
         let ended = smp::suspend::suspend(&mut sequence, others, masked);
         heap::get().unseal();
+        let outcome = ended.outcome();
+        if matches!(ended, Ended::Resumed | Ended::Continued) {
+            // Before the release: after it the others take the processors, for a millisecond each.
+            cpus::restore_this_cpu(masked, outcome, Placed::Yes);
+        }
         freezer.thaw_parked(others);
-        (ended.outcome(), ended)
+        (outcome, ended)
     });
     let ended = ended.map_err(Abort::Missing)?;
     let outcome = ended.outcome();
@@ -152,7 +159,7 @@ fn run(freezer: &Freezer) -> Result<Report, Abort> {
         Ended::NotPrepared(failed) => return Err(Abort::NotPrepared(failed)),
         Ended::Refused(errno) => return Err(Abort::Refused(errno)),
     }
-    cpus::restore_this_cpu(&masked, outcome, Placed::Yes);
+    cpus::take_what_came(&masked);
     if outcome == Outcome::Resumed {
         devices::connect();
         trace::mark(&masked, Mark::Connected);

@@ -1,14 +1,14 @@
 //! The driver of suspend and resume: keeps to the tables in [`order`](crate::order), and undoes what was done.
 //!
 //! Before this: tasks frozen and xenbus quiet (`kernel`, awaits), then [`Rendezvous::run`](crate::Rendezvous::run),
-//! whose work is [`suspend`]. After it: the release, and then on *every* CPU at the same time, vCPU 0 too,
+//! whose work is [`suspend`] and, on vCPU 0, [`restore_cpu`]. After it: the release, and then on every *other* CPU at the same time
 //! [`restore_cpu`]. Devices' ports come last, and nobody waits for them.
 //!
 //! | scope | steps | when |
 //! |---|---|---|
 //! | once, on vCPU 0, all others stopped | [`PREPARE`] | before the hypercall; undone in reverse without a new domain |
 //! | once, on vCPU 0, all others stopped | [`TAKE_OVER`] | in a new domain |
-//! | every CPU, for itself, in parallel | [`RESUMED`], [`CONTINUED`] | after the release |
+//! | every CPU, for itself | [`RESUMED`], [`CONTINUED`] | vCPU 0 before the release, all others after it, in parallel |
 //!
 //! The scope is in the types: what is done once can fail and is asked of [`Steps`], with `&Quiesced`; what each CPU
 //! does is asked of [`CpuSteps`], which is shared.
@@ -150,7 +150,7 @@ fn undo<S: Steps>(steps: &mut S, done: usize, others: &Quiesced, masked: &Masked
 }
 
 /// Brings this CPU back after `outcome`. Context: a CPU that has been released, before it drops its `Parked`; vCPU 0
-/// after the rendezvous, before it unmasks.
+/// while all others are parked.
 ///
 /// # Errors
 /// The first step that failed; those after it were not tried. The caller panics: this CPU can neither run nor be left

@@ -88,10 +88,14 @@ fn check(told: &Timeline, kind: Kind, done: &Suspend) -> Result<()> {
             (0, false) => [&LEADER_BEFORE[..], &TAKEN_OVER].concat(),
             _ => FOLLOWER_BEFORE.to_vec(),
         };
-        let released = if lane.vcpu == 0 { Mark::AllReleased } else { Mark::Released };
         in_order(lane, &before).with_context(all_of_it)?;
-        let own: &[Mark] = if kind.continues() { &[] } else { &[Mark::Bound] };
-        let after = [&[released], own, &[Mark::InboxServed, Mark::Joined, Mark::Timer]].concat();
+        let bound: &[Mark] = if kind.continues() { &[] } else { &[Mark::Bound] };
+        let restored = [bound, &[Mark::InboxServed, Mark::Joined]].concat();
+        let after = if lane.vcpu == 0 {
+            [&[Mark::Back][..], &restored, &[Mark::AllReleased, Mark::Timer]].concat()
+        } else {
+            [&[Mark::Released][..], &restored, &[Mark::Timer]].concat()
+        };
         in_order(lane, &after).with_context(all_of_it)?;
         in_order(lane, &[Mark::Joined, Mark::Ipi]).with_context(all_of_it)?;
         let sorted = lane.marks.is_sorted_by_key(|(_, ns)| *ns);
