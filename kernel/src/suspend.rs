@@ -17,7 +17,7 @@
 //! Every other vcpu makes those of the row *restoring itself*, in parallel, and no other before its first task. So what
 //! vcpu 0 does alone does not depend on their number, but for Xen's way to the pollers that the gate wakes. After `Continued` two words of `start_info` are
 //! put back, and vcpu 0's vector registers where they are in use (`vector`). A whole checkpoint, from the request to the figures in
-//! `data/stasis`, writes to 22 pages with 4 vcpus, and a restore to as many (`cargo xtask dirty-pages`).
+//! `data/stasis`, writes to 28 pages with 4 vcpus, and a restore to 29 (`cargo xtask dirty-pages`).
 
 use core::fmt;
 
