@@ -43,7 +43,7 @@ pub(crate) fn page() -> Page {
 }
 
 /// `start_info`. Xen and the toolstack write to it while we are suspended, so every field is read when it is wanted, and no
-/// reference to it is made. Field by field: volatile reads and writes of the whole, most of it the command line, are two thousand
+/// reference to it is made. Field by field: volatile reads and writes of the whole, most of it the command line, are six thousand
 /// instructions, which a guest that has just been restored runs for the first time.
 ///
 /// - SI1: `pfn` is the page that Xen passed at entry, in the direct map; only vcpu 0 writes to it, in this file.
