@@ -159,6 +159,7 @@ fn run(freezer: &Freezer) -> Result<Report, Abort> {
         Ended::NotPrepared(failed) => return Err(Abort::NotPrepared(failed)),
         Ended::Refused(errno) => return Err(Abort::Refused(errno)),
     }
+    // The roll call's, for which all wait. And again below, for what the devices' peers have sent by then.
     cpus::take_what_came(&masked);
     if outcome == Outcome::Resumed {
         devices::connect();

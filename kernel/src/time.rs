@@ -174,7 +174,7 @@ pub(crate) fn now_ns() -> u64 {
 }
 
 /// Guest time that corresponds to a system time.
-pub(crate) fn to_guest_ns(system_ns: u64) -> u64 {
+fn to_guest_ns(system_ns: u64) -> u64 {
     // ORDERING: Relaxed, written only while all CPUs but the writer are parked; the release of the rendezvous orders it.
     system_ns.saturating_add_signed(OFFSET_NS.load(Ordering::Relaxed))
 }
@@ -224,7 +224,7 @@ pub(crate) struct Before {
 
 impl Before {
     /// The instant when guest time was `guest_ns`, system time `system_ns` and the wall clock at system time 0 `wall_zero_ns`.
-    pub(crate) fn at(guest_ns: u64, system_ns: u64, wall_zero_ns: u64) -> Before {
+    fn at(guest_ns: u64, system_ns: u64, wall_zero_ns: u64) -> Before {
         Before { guest_ns, wall_ns: wall_zero_ns.saturating_add(system_ns) }
     }
 

@@ -16,10 +16,11 @@ use xen_sys::Errno;
 use xen_sys::primitive::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::StoreError;
-use crate::scope::Open;
+use crate::scope::{Open, Scope};
 use crate::store::Store;
 
-/// Takes what `parse` makes of the value at `node`, and leaves the node empty. `None`: there is nothing, or no node.
+/// Takes what `parse` makes of the value at `node`, and leaves the node empty. `None`: there is nothing, or no node. Of an empty value
+/// `parse` makes nothing.
 ///
 /// `foresee` is shown what most likely will be taken, when there is an answer to the look. It may be shown nothing, and what is shown
 /// may have been withdrawn or replaced before it is taken.
@@ -48,13 +49,11 @@ pub(crate) async fn take<T>(
     let taken = store.attempts(|open| async move {
         // ORDERING: Relaxed, as above.
         if seen.load(Ordering::Relaxed) {
-            return swapped(open, node).await.map(|value| parse(&value));
+            let (value, emptied) = zip(value_at(open.scope(), node), cleared(open, node)).await;
+            emptied?;
+            return Ok(parse(&value?));
         }
-        let value = match open.scope().read_bytes(node).await {
-            Ok(value) => parse(&value),
-            Err(error) if error.is(Errno::ENOENT) => None,
-            Err(error) => return Err(error),
-        };
+        let value = parse(&value_at(open.scope(), node).await?);
         if value.is_some() {
             cleared(open, node).await?;
         } else {
@@ -65,11 +64,9 @@ pub(crate) async fn take<T>(
     or(look, taken).await
 }
 
-/// Reads the node, empties it and commits, all sent before any is answered. A node that is not there reads as an empty one.
-async fn swapped(open: Open<'_>, node: &str) -> Result<Vec<u8>, StoreError> {
-    let scope = open.scope();
-    let (value, emptied) = zip(scope.read_bytes(node), cleared(open, node)).await;
-    emptied?;
+/// The value; a node that is not there is as good as an empty one.
+async fn value_at(scope: Scope<'_>, node: &str) -> Result<Vec<u8>, StoreError> {
+    let value = scope.read_bytes(node).await;
     value.or_else(|error| if error.is(Errno::ENOENT) { Ok(Vec::new()) } else { Err(error) })
 }
 
