@@ -12,6 +12,8 @@
 //! all CPUs they write the same lines in a resume.
 #![forbid(unsafe_code)]
 
+use core::hint::black_box;
+
 use crossbeam_utils::CachePadded;
 use percpu::{Masked, Quiesced};
 use xen_sys::primitive::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -162,10 +164,11 @@ impl CpuTable {
 
     /// Forgets every port.
     pub(crate) fn clear(&self, _masked: &Masked) {
-        for entry in self.bound.iter() {
+        // Opaque, so that these stay loops: after a restore all code is cold, and costs by its length.
+        for entry in black_box(&self.bound[..]) {
             entry.store(0);
         }
-        for word in self.ports.iter() {
+        for word in black_box(&self.ports[..]) {
             // ORDERING: Relaxed. A sender that still reads the old port finds it stale by its incarnation.
             word.store(None, Ordering::Relaxed);
         }

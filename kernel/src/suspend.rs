@@ -20,6 +20,7 @@
 //! `data/stasis`, writes to 28 pages with 4 vcpus, and a restore to 29 (`cargo xtask dirty-pages`).
 
 use core::fmt;
+use core::hint::black_box;
 
 use evtchn::{AttachError, Ports};
 use mm::MmError;
@@ -336,7 +337,8 @@ fn shared_info() -> &'static SharedInfo {
 /// Masks every legacy slot. They are dead memory until a restore, when Xen takes the first 32 vcpus' masks from them: unmasked,
 /// an upcall could strike a parked vcpu, and placing a `vcpu_info` copies the mask.
 fn mask_legacy_slots() {
-    for slot in &shared_info().vcpu_info {
+    // Opaque, so that it stays a loop: after a restore all code is cold, and costs by its length.
+    for slot in black_box(&shared_info().vcpu_info[..]) {
         // ORDERING: Relaxed, read by Xen and the toolstack once we are suspended.
         slot.evtchn_upcall_mask.store(1, Ordering::Relaxed);
         slot.evtchn_upcall_pending.store(0, Ordering::Relaxed);

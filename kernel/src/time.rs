@@ -94,6 +94,7 @@ impl TimeRecord {
     }
 
     /// System time at the moment when the TSC was `tsc`, which may be before the record was made.
+    #[inline]
     pub(crate) fn system_time_ns(&self, tsc: u64) -> u64 {
         let ahead = tsc.wrapping_sub(self.tsc_timestamp).cast_signed();
         let ns = scale(ahead.unsigned_abs(), self.mul, self.shift);
@@ -126,6 +127,7 @@ pub(crate) struct Scale {
 impl Scale {
     /// As this CPU has it now. Context: any but parked.
     #[cfg(target_os = "none")]
+    #[inline(never)]
     pub(crate) fn now() -> Scale {
         // ORDERING: Relaxed, as in `to_guest_ns`.
         Scale { record: TimeRecord::read(&percpu::vcpu_info().time), offset_ns: OFFSET_NS.load(Ordering::Relaxed) }
@@ -137,11 +139,13 @@ impl Scale {
     }
 
     /// Guest time when the TSC was `tsc`.
+    #[inline(never)]
     pub(crate) fn guest_ns(&self, tsc: u64) -> u64 {
         self.record.system_time_ns(tsc).saturating_add_signed(self.offset_ns)
     }
 
     /// The TSC at guest time `guest_ns`.
+    #[inline(never)]
     pub(crate) fn tsc_at(&self, guest_ns: u64) -> u64 {
         self.record.tsc_at(guest_ns.saturating_add_signed(self.offset_ns.saturating_neg()))
     }
@@ -160,8 +164,10 @@ pub(crate) fn system_ns() -> u64 {
     TimeRecord::read(&percpu::vcpu_info().time).system_time_ns(tsc())
 }
 
-/// Guest time now, in ns. Never goes back, on any CPU. Not to be read while parked.
+/// Guest time now, in ns. Never goes back, on any CPU. Not to be read while parked. Called and not repeated in each caller: what a resume
+/// executes is cold.
 #[cfg(target_os = "none")]
+#[inline(never)]
 pub(crate) fn now_ns() -> u64 {
     let record = TimeRecord::read(&percpu::vcpu_info().time);
     let ns = to_guest_ns(record.system_time_ns(tsc()));
@@ -186,6 +192,7 @@ pub(crate) fn to_system_ns(guest_ns: u64) -> u64 {
 }
 
 /// Wall clock at system time 0, in ns since 1970.
+#[inline(never)]
 pub(crate) fn wall_at_system_zero_ns(shared: &SharedInfo) -> u64 {
     loop {
         // ORDERING: Acquire, pairs with Xen's write barrier after it made the version odd.

@@ -40,8 +40,9 @@ use super::{get, is_up, mail, nr};
 use crate::given::{NotGiven, Own};
 use crate::{events, memory, time, timer, trace, wait};
 
-/// `vcpu_info`, clock, runstate, tick, control block, two virqs and an IPI.
-const CALLS: usize = 8;
+/// `vcpu_info`, clock, runstate, tick, control block, two virqs and an IPI. Every batch of a resume has room for so many, so that the
+/// code of one is there once, and cold once (`docs/decisions/0008-cold-code.md`).
+pub(super) const CALLS: usize = 8;
 
 const ROOM: &str = "the batch has room for all";
 
@@ -132,7 +133,7 @@ fn bind_this_cpu(masked: &Masked, placed: Placed) -> Result<(), CpuError> {
 /// # Errors
 /// As before, but for the send, which is counted.
 fn join_roll_call(masked: &Masked, outcome: Outcome) -> Result<(), CpuError> {
-    let mut batch = Batch::<3>::new();
+    let mut batch = Batch::<CALLS>::new();
     timer::forget_armed(masked);
     let fire = batch.set_timer(AT_ONCE).expect(ROOM);
     let priority = match outcome {
@@ -173,7 +174,7 @@ pub(crate) fn take_what_came(masked: &Masked) {
 /// # Errors
 /// Xen's.
 pub(crate) fn place_vcpu_info(_masked: &Masked) -> Result<(), CpuError> {
-    let mut batch = Batch::<2>::new();
+    let mut batch = Batch::<CALLS>::new();
     let [info, clock] = push_placing(&mut batch);
     let results = batch.issue().map_err(|errno| CpuError::Call { what: "multicall", errno })?;
     check(&results, [("register_vcpu_info", info), ("register_vcpu_time_memory_area", clock)])

@@ -30,6 +30,7 @@ use xen_sys::hypercall::version::xen_version;
 use xen_sys::hypercall::{Batch, evtchn as hypercall, sched};
 use xen_sys::primitive::sync::atomic::{AtomicU32, Ordering};
 
+use super::bind::CALLS;
 use crate::relax::Processor;
 use crate::{events, time};
 
@@ -61,7 +62,7 @@ fn make_port(life: Incarnation, is_seen: impl FnOnce(&PortNr) -> bool) -> Option
         return None;
     }
     LIFE.store(life.get(), Ordering::Relaxed);
-    let mut batch = Batch::<1>::new();
+    let mut batch = Batch::<CALLS>::new();
     let token = batch.bind_ipi(CpuId::BOOT.vcpu()).expect("the batch has room for one");
     let bound = batch.issue().and_then(|results| results.port(token)).ok();
     let usable = bound.and_then(PortNr::new).filter(is_seen);

@@ -45,13 +45,13 @@ pub(crate) fn init(nr_cpus: usize, choice: boot::Trace) {
 
 /// This CPU has reached `mark`. Context: any but between a follower's acknowledgement and its release; lock-free. Cost:
 /// see [`super`].
+#[inline(never)]
 pub(crate) fn mark(masked: &Masked, mark: Mark) {
-    if let Some(kept) = TRACE.get() {
-        kept.rings.mark(masked, mark, tsc());
-    }
+    mark_at(masked, mark, tsc());
 }
 
 /// The same, when the TSC was `tsc`.
+#[inline(never)]
 pub(crate) fn mark_at(masked: &Masked, mark: Mark, tsc: u64) {
     if let Some(kept) = TRACE.get() {
         kept.rings.mark(masked, mark, tsc);

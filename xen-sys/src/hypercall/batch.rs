@@ -13,6 +13,7 @@
 //! them to their batch; a mixed-up index is a bug that the checks in [`Results`] turn into a panic.
 
 use core::fmt;
+use core::hint::black_box;
 
 use arrayvec::ArrayVec;
 
@@ -168,6 +169,7 @@ impl<const N: usize> Batch<N> {
         Self { calls: ArrayVec::new_const(), entries: ArrayVec::new_const() }
     }
 
+    #[inline(never)]
     fn push(&mut self, call: Call) -> Result<usize, BatchFull> {
         let index = self.calls.len();
         self.calls.try_push(call).map_err(|_| BatchFull { capacity: N })?;
@@ -303,6 +305,7 @@ impl<const N: usize> Batch<N> {
     /// The calls stay: issuing again repeats them.
     /// # Errors
     /// The multicall itself failed; which calls have run is then not known.
+    #[inline(never)]
     pub fn issue(&mut self) -> Result<Results<'_, N>, Errno> {
         // SAFETY: each entry was made from its call (BA2), whose safety the one who pushed it has answered for (BA3),
         // and the arguments' addresses are of memory borrowed until Xen is done (BA1).
@@ -317,7 +320,10 @@ impl<const N: usize> Batch<N> {
         xen: impl FnOnce(&mut [MulticallEntry]) -> Result<(), Errno>,
     ) -> Result<Results<'_, N>, Errno> {
         self.entries.clear();
-        self.entries.extend(self.calls.iter_mut().map(Call::entry));
+        // Opaque, so that it stays a loop: after a restore all code is cold, and costs by its length.
+        for call in black_box(&mut self.calls[..]) {
+            self.entries.push(call.entry());
+        }
         xen(&mut self.entries)?;
         Ok(Results { batch: self })
     }
@@ -331,6 +337,7 @@ pub struct Results<'a, const N: usize> {
 
 impl<const N: usize> Results<'_, N> {
     /// The result of the call at `index`.
+    #[inline(never)]
     fn at(&self, index: usize) -> Result<u64, Errno> {
         let entry = self.batch.entries.get(index).expect("a token is of this batch");
         Errno::check(entry.result.cast_signed())
