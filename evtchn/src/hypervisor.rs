@@ -22,7 +22,7 @@ pub struct Place {
     pub offset: u32,
 }
 
-/// Sends that one multicall carries: 96 bytes of the stack for each.
+/// Sends that one multicall carries: 136 bytes of the stack for each.
 const SENDS: usize = 32;
 
 /// Hypercalls on single ports. Context: any; a bounded time in Xen each.

@@ -10,9 +10,9 @@
 //! On the console: a line `phases`, one `phase-stage` for each stage, one `phase` for each vcpu with all that it reached, and
 //! `phases-end`. All times of marks are ns since the request was seen. With `trace=off` there are no rings and no marks.
 //!
-//! Cost, by the disassembled image: a mark takes 33 instructions, 11 where it stands and 22 behind a call, 3 with `trace=off`. One
-//! is RDTSC, which takes 26 cycles, or about 8700 where Xen traps it; a suspend is 29 marks on vcpu 0 and 10 on any other. A mark
-//! writes two words, both of this CPU's ring: a kilobyte for each vcpu, of which a suspend dirties a page or two.
+//! Cost, by the disassembled image: a mark is a call of 25 instructions, of 4 with `trace=off`. One is RDTSC, which takes 26 cycles, or
+//! about 8700 where Xen traps it; a suspend is 30 marks on vcpu 0 and 10 on any other. A mark writes two words, both of
+//! this CPU's ring: a kilobyte for each vcpu, of which a suspend dirties a page or two.
 
 #[cfg(target_os = "none")]
 mod live;

@@ -30,7 +30,7 @@ pub use mark::{Mark, Stage};
 pub use ring::{Record, Ring, Stamp};
 pub use span::{Span, spans};
 
-/// Words of each CPU. A suspend takes 30 of vCPU 0 and 11 of any other, so the last four are there whole, but
+/// Words of each CPU. A suspend takes 31 of vCPU 0 and 11 of any other, so the last four are there whole, but
 /// for those that other rendezvous lie between.
 pub const WORDS: usize = 128;
 

@@ -40,8 +40,8 @@ use super::{get, is_up, mail, nr};
 use crate::given::{NotGiven, Own};
 use crate::{events, memory, time, timer, trace, wait};
 
-/// `vcpu_info`, clock, runstate, tick, control block, two virqs and an IPI. Every batch of a resume has room for so many, so that the
-/// code of one is there once, and cold once (`docs/decisions/0008-cold-code.md`).
+/// `vcpu_info`, clock, runstate, tick, control block, two virqs and an IPI. A vcpu's own batches in a resume, and the
+/// gate's, all have room for so many, so that their code is there once, and cold once (`docs/decisions/0008-cold-code.md`).
 pub(super) const CALLS: usize = 8;
 
 const ROOM: &str = "the batch has room for all";

@@ -47,7 +47,9 @@ pub(crate) fn init(nr_cpus: usize, choice: boot::Trace) {
 /// see [`super`].
 #[inline(never)]
 pub(crate) fn mark(masked: &Masked, mark: Mark) {
-    mark_at(masked, mark, tsc());
+    if let Some(kept) = TRACE.get() {
+        kept.rings.mark(masked, mark, tsc());
+    }
 }
 
 /// The same, when the TSC was `tsc`.

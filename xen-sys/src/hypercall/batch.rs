@@ -3,8 +3,8 @@
 //! Made for resume, where one call per vcpu places its `vcpu_info`, registers its areas, binds its virqs and ipis and
 //! stops its periodic timer; and for the way into user mode. Contexts: any; no allocation, no lock.
 //!
-//! - BA1: addresses are taken only inside `issue`, which holds the batch by `&mut`; so it may move at any other time.
-//! - BA2: once issued, `entries[i]` stands for `calls[i]`.
+//! - BA1: addresses are taken only inside `issue_with`, which holds the batch by `&mut`; so it may move at any other time.
+//! - BA2: from `issue_with` until the next push or clear `entries[i]` stands for `calls[i]`.
 //! - BA3: whoever pushed call `i` has answered for its safety, for as long as the batch may be issued.
 //! - BA4: the argument of a call that [`Binds`] is the structure of that bind.
 //!
@@ -35,7 +35,7 @@ use crate::abi::xen::{
     VcpuTimeInfo,
 };
 
-/// What a call points Xen to.
+/// What a call points Xen to. In C's layout, so that each begins at the address that Xen is given.
 #[derive(Clone, Copy)]
 #[repr(C)]
 union Argument {
@@ -64,13 +64,16 @@ enum Binds {
     Ipi,
 }
 
+/// No argument of the call is an address.
+const NOWHERE: u8 = u8::MAX;
+
 /// One call with its argument.
 #[derive(Debug, Clone, Copy)]
 struct Call {
     op: u64,
     /// But for the address of `argument`.
     args: [u64; 4],
-    /// Which of `args` that is; beyond them where there is none.
+    /// Which of `args` that is, or [`NOWHERE`].
     place: u8,
     binds: Option<Binds>,
     argument: Argument,
@@ -79,7 +82,7 @@ struct Call {
 impl Call {
     /// One without an argument in memory.
     const fn plain(op: u64, args: [u64; 4]) -> Call {
-        Call { op, args, place: u8::MAX, binds: None, argument: Argument { none: () } }
+        Call { op, args, place: NOWHERE, binds: None, argument: Argument { none: () } }
     }
 
     const fn event_channel_op(cmd: u32, argument: Argument) -> Call {
@@ -108,9 +111,9 @@ impl Call {
     /// The port that Xen has written, for the calls that return one.
     fn port(&self) -> Option<u32> {
         match self.binds? {
-            // SAFETY: BA4.
+            // SAFETY: BA4: an `EvtchnBindVirq`, of which all was written when it was pushed; Xen has written a number over a number.
             Binds::Virq => Some(unsafe { self.argument.bind_virq.port }),
-            // SAFETY: BA4.
+            // SAFETY: as above, an `EvtchnBindIpi`.
             Binds::Ipi => Some(unsafe { self.argument.bind_ipi.port }),
         }
     }
@@ -149,8 +152,9 @@ impl fmt::Display for BatchFull {
 
 impl core::error::Error for BatchFull {}
 
-/// Up to `N` hypercalls for one trap; 136 bytes each, of which nothing is written before it is used: on the first suspend in a domain
-/// the caches, and an emulator, know none of this.
+/// Up to `N` hypercalls for one trap; 136 bytes each, of which nothing is written before it is used: a store to each of them is code that is
+/// met for the first time in a domain's first suspend (`docs/decisions/0008-cold-code.md`). For that also `push`, `issue` and `at` are called,
+/// and not repeated in each caller.
 #[derive(Debug)]
 pub struct Batch<const N: usize> {
     calls: ArrayVec<Call, N>,
@@ -362,6 +366,8 @@ impl<const N: usize> Results<'_, N> {
         Ok(self.batch.calls[token.0].port().expect("a port token names a bind of its batch"))
     }
 }
+
+const _: () = assert!(size_of::<Batch<2>>() - size_of::<Batch<1>>() == 136);
 
 #[cfg(test)]
 mod tests;
