@@ -157,6 +157,7 @@ async fn serve(store: &'static Store, via: SuspendVia) {
 async fn serve_until_error(store: &'static Store, via: SuspendVia) -> Result<core::convert::Infallible, Failed> {
     advertise(store, via).await;
     let mut watch = answered(store.watch(shutdown::NODE, "shutdown")).await?;
+    let mut events = Events::NEW;
     loop {
         // Takes as long as it takes: nobody has to want anything.
         let change = match first_of(watch.changed(), suspend_port::rang()).await {
@@ -170,23 +171,60 @@ async fn serve_until_error(store: &'static Store, via: SuspendVia) -> Result<cor
         if change == Change::Everything {
             // A restored domain starts with fresh nodes.
             advertise(store, via).await;
+            events = Events::NEW;
         }
         let freezer = Freezer::new();
-        if let Some(request) = take(store, &freezer).await? {
+        let (request, wrote) = take(store, &freezer, events.tell_of_others()).await?;
+        events.note(request.is_some(), wrote);
+        if let Some(request) = request {
             obey(store, request, seen_ns, freezer).await;
         }
     }
 }
 
-/// Takes a request. Freezes as soon as it can be known that the domain is to be suspended, and thaws where it is not taken in time after
-/// all.
-async fn take(store: &Store, freezer: &Freezer) -> Result<Option<Request>, Failed> {
+/// Whether an event of `control/shutdown` tells that somebody else has written there.
+struct Events {
+    /// We may have written since the last one, and be told of it.
+    is_own: bool,
+    /// One that was another's told of nothing that we serve. Until somebody asks for something again, each is looked at before anything
+    /// is done about it: who writes there without end stops no task, and has us write nothing.
+    is_idle: bool,
+}
+
+impl Events {
+    /// The first event of a watch tells of nothing.
+    const NEW: Events = Events { is_own: true, is_idle: false };
+
+    fn tell_of_others(&self) -> bool {
+        !self.is_own && !self.is_idle
+    }
+
+    /// One has been handled: there was a request, or none, and we `wrote`, or did not.
+    fn note(&mut self, was_asked: bool, wrote: bool) {
+        self.is_idle = !was_asked && (self.tell_of_others() || self.is_idle);
+        self.is_own = wrote;
+    }
+}
+
+/// Takes a request; and whether the node may have been written to for that. Where others are known to have written there, everything is
+/// frozen as soon as it is tried at once; else when it can be known that the domain is to be suspended. Thaws where it is not taken in time.
+async fn take(store: &Store, freezer: &Freezer, others_wrote: bool) -> Result<(Option<Request>, bool), Failed> {
     let foresee = |request: &Request| {
         if is_served(request) {
             freezer.freeze();
         }
     };
-    let mut taken = pin!(answered(shutdown::take_request(store, foresee)));
+    let begun = || {
+        if !suspend_port::is_subscribed() {
+            freezer.freeze();
+        }
+    };
+    let mut taken = pin!(answered(async {
+        if others_wrote && let Some(taken) = shutdown::take_request_at_once(store, begun).await {
+            return taken.map(|request| (request, true));
+        }
+        shutdown::take_request(store, foresee).await.map(|request| (request, request.is_some()))
+    }));
     loop {
         match timer::within(FORESEEN_NS, taken.as_mut()).await {
             Ok(answer) => return answer,

@@ -1,4 +1,4 @@
-//! [`Freezer`]: keeps all but the kernel's own tasks, and user mode, from running while a suspend is made ready.
+//! [`Freezer`]: keeps all but the kernel's own tasks, and user mode, from running while a suspend is made ready, or likely to be asked for.
 //!
 //! No suspend is right or wrong by it: it is the rendezvous that stops all vcpus. But vcpus often outnumber processors, and dom0 needs
 //! some too. What comes before the rendezvous are exchanges with xenstored, each of which waits for a turn of dom0's and then for one of

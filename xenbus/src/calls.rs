@@ -32,12 +32,14 @@ pub(crate) struct Request {
     pub(crate) payload: Vec<u8>,
     /// The watch that it asks for.
     pub(crate) watch: Option<WatchId>,
+    /// It ends a transaction whose number is guessed: whether there is one is known when the START before it is answered.
+    pub(crate) guessed: bool,
 }
 
 impl Request {
     /// True if it gives back something that xenstored holds for us. Such a request is sent even when its future is gone.
     pub(crate) const fn gives_back(&self) -> bool {
-        matches!(self.kind, Kind::Unwatch | Kind::TransactionEnd)
+        matches!(self.kind, Kind::Unwatch | Kind::TransactionEnd) && !self.guessed
     }
 }
 
@@ -239,6 +241,11 @@ impl Calls {
         (answer, waker)
     }
 
+    /// True if every request has been answered.
+    pub(crate) fn are_all_answered(&self) -> bool {
+        self.calls.values().all(|call| matches!(call.state, State::Done(_)))
+    }
+
     /// True if nothing is held at all.
     #[cfg(any(test, feature = "fake"))]
     pub(crate) fn is_empty(&self) -> bool {
@@ -252,7 +259,7 @@ mod tests {
     use alloc::vec;
 
     fn request(kind: Kind) -> Request {
-        Request { kind, tx_id: 0, payload: vec![], watch: None }
+        Request { kind, tx_id: 0, payload: vec![], watch: None, guessed: false }
     }
 
     fn sent(calls: &mut Calls, kind: Kind, wanted: bool) -> (Serial, u32) {

@@ -10,7 +10,7 @@
 //! | phase | goes | waits |
 //! |---|---|---|
 //! | `Run` | everything; after a restore, the watches first | new transactions beyond [`TRANSACTIONS_MAX`] |
-//! | `Draining` | what belongs to an open transaction; UNWATCH | everything else |
+//! | `Draining` | what belongs to an open transaction, or to one that is guessed; UNWATCH | everything else |
 //! | `Quiet` | nothing | everything |
 //!
 //! xenstored's answers are input. One that fits nothing is counted, remembered by name ([`Oddity`]) and survived; only
@@ -74,8 +74,11 @@ pub(crate) struct Engine {
     fault: Option<RingFault>,
     /// Counts connections: a transaction of an earlier one is worth nothing.
     epoch: u64,
-    /// Transactions that somebody works in: START on its way and waited for, or answered, and END not yet sent.
+    /// Transactions that somebody works in: START on its way and waited for, or answered, and END not yet sent; or, if it was guessed,
+    /// not both answered and collected.
     transactions: usize,
+    /// One more than the number of this connection's last transaction; `None` before there was one.
+    next_transaction: Option<u32>,
     /// The page's error word when this connection began.
     old_error: u32,
     quiescer: Option<Waker>,
@@ -93,6 +96,7 @@ impl Engine {
             fault: None,
             epoch: 0,
             transactions: 0,
+            next_transaction: None,
             old_error: ring.error(),
             quiescer: None,
             counters: Counters::default(),
@@ -179,7 +183,7 @@ impl Engine {
         };
         let next = self.calls.next(may_go).or_else(|| {
             let (id, payload) = (phase == Phase::Run).then(|| self.watches.next_lost()).flatten()?;
-            let request = Request { kind: Kind::Watch, tx_id: 0, payload, watch: Some(id) };
+            let request = Request { kind: Kind::Watch, tx_id: 0, payload, watch: Some(id), guessed: false };
             Some(self.calls.add(request, false))
         });
         let Some((req_id, request, payload)) = next.and_then(|serial| self.calls.send(serial)) else {
@@ -191,8 +195,8 @@ impl Engine {
         self.outgoing = Outgoing::new(header, &payload);
         match request.kind {
             Kind::TransactionStart => self.transactions += 1,
-            // Whatever the answer will be, it is over.
-            Kind::TransactionEnd => self.transactions -= 1,
+            // Whatever the answer will be, it is over; but for a guessed one, which is over when both START and END are answered.
+            Kind::TransactionEnd => self.transactions -= usize::from(!request.guessed),
             _ => {}
         }
         if let Some(id) = request.watch {
@@ -264,7 +268,9 @@ impl Engine {
     ) {
         let starts = kind == Kind::TransactionStart;
         if starts {
-            outcome = outcome.and_then(|payload| wire::transaction_id(&payload).map(|_| payload));
+            let id = outcome.as_ref().map_err(|&cause| cause).and_then(|payload| wire::transaction_id(payload));
+            self.next_transaction = id.ok().and_then(|id| id.checked_add(1));
+            outcome = id.and(outcome);
         }
         if let Some(id) = watch {
             let outcome = outcome.as_ref().map(|_| ()).map_err(|&cause| cause);
@@ -295,7 +301,7 @@ impl Engine {
     /// Queues a request for whose answer nobody waits.
     fn give_back(&mut self, kind: Kind, tx_id: u32, payload: Vec<u8>) {
         if self.fault.is_none() {
-            self.calls.add(Request { kind, tx_id, payload, watch: None }, false);
+            self.calls.add(Request { kind, tx_id, payload, watch: None, guessed: false }, false);
         }
     }
 
@@ -353,17 +359,41 @@ impl Engine {
         }
     }
 
+    /// Queues a START, and says what its transaction will most likely be called, with the epoch. `None`, and nothing queued, where that is
+    /// not known, or anything is under way that could come before it.
+    pub(crate) fn start_by_guess(&mut self, fx: &mut Effects) -> Option<(Serial, u32, u64)> {
+        let (id, epoch) = self.guess()?;
+        fx.pump = true;
+        let payload = b"\0".to_vec();
+        let start = Request { kind: Kind::TransactionStart, tx_id: 0, payload, watch: None, guessed: false };
+        Some((self.calls.add(start, true), id, epoch))
+    }
+
+    fn guess(&self) -> Option<(u32, u64)> {
+        let alone = self.phase == Phase::Run && self.transactions == 0 && self.calls.are_all_answered();
+        self.next_transaction.filter(|_| alone && !self.watches.has_lost()).map(|id| (id, self.epoch))
+    }
+
+    /// The transaction of [`Engine::start_by_guess`] has been ended, by an END that named it before it was known.
+    pub(crate) fn ended_by_guess(&mut self, epoch: u64, fx: &mut Effects) {
+        if epoch == self.epoch {
+            self.transactions -= 1;
+            // A quiesce may have waited for just this.
+            fx.pump = true;
+        }
+    }
+
     /// Notes a watch, and returns the request that asks for it.
     pub(crate) fn add_watch(&mut self, path: &str, label: &str) -> (WatchId, Request) {
         let (id, payload) = self.watches.add(path, label);
-        (id, Request { kind: Kind::Watch, tx_id: 0, payload, watch: Some(id) })
+        (id, Request { kind: Kind::Watch, tx_id: 0, payload, watch: Some(id), guessed: false })
     }
 
     /// Forgets a watch, and returns the request that gives it back if xenstored has it.
     pub(crate) fn remove_watch(&mut self, id: WatchId, fx: &mut Effects) -> Option<Request> {
         let (payload, waker) = self.watches.remove(id);
         fx.drop.extend(waker);
-        payload.map(|payload| Request { kind: Kind::Unwatch, tx_id: 0, payload, watch: None })
+        payload.map(|payload| Request { kind: Kind::Unwatch, tx_id: 0, payload, watch: None, guessed: false })
     }
 
     /// As [`Engine::remove_watch`], and nobody waits for the answer.

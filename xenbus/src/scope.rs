@@ -6,10 +6,11 @@
 
 use crate::calls::Request;
 use crate::error::{Cause, Refusal, StoreError};
-use crate::store::Store;
+use crate::store::{Reply, Store};
 use crate::wire::{self, Kind};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use futures_lite::future::zip;
 use xen_sys::Errno;
 
 /// How often a transaction is tried before it is given up.
@@ -34,7 +35,9 @@ impl<'a> Scope<'a> {
     async fn call(&self, op: Kind, object: &str, pieces: &[&[u8]]) -> Result<(Vec<u8>, u64), StoreError> {
         let (tx_id, epoch) = self.transaction.map_or((0, None), |(id, epoch)| (id, Some(epoch)));
         let outcome = match wire::payload(pieces) {
-            Ok(payload) => self.store.request(Request { kind: op, tx_id, payload, watch: None }, epoch).await,
+            Ok(payload) => {
+                self.store.request(Request { kind: op, tx_id, payload, watch: None, guessed: false }, epoch).await
+            }
             Err(refusal) => Err(Cause::Refused(refusal)),
         };
         outcome.map_err(failed(op, object))
@@ -249,13 +252,25 @@ pub(crate) struct Open<'a> {
 
 impl<'a> Open<'a> {
     async fn start(store: &'a Store) -> Result<Self, StoreError> {
-        let (reply, epoch) = store.outside().call(Kind::TransactionStart, "", &[b"\0"]).await?;
-        let id = wire::transaction_id(&reply).map_err(failed(Kind::TransactionStart, ""))?;
-        Ok(Self { store, id, epoch, over: false })
+        let start = store.outside().call(Kind::TransactionStart, "", &[b"\0"]).await?;
+        Self::of(store, Ok(start)).map_err(failed(Kind::TransactionStart, ""))
+    }
+
+    /// The one that the answer to a START tells of.
+    fn of(store: &'a Store, start: Result<(Vec<u8>, u64), Cause>) -> Result<Self, Cause> {
+        let (reply, epoch) = start?;
+        Ok(Self { store, id: wire::transaction_id(&reply)?, epoch, over: false })
     }
 
     pub(crate) const fn scope(&self) -> Scope<'a> {
         Scope { store: self.store, transaction: Some((self.id, self.epoch)) }
+    }
+
+    /// It was; true.
+    fn was_ended_by_guess(mut self) -> bool {
+        self.over = true;
+        self.store.with(|engine, fx| engine.ended_by_guess(self.epoch, fx));
+        true
     }
 
     pub(crate) async fn commit(mut self) -> Result<(), StoreError> {
@@ -263,6 +278,51 @@ impl<'a> Open<'a> {
         let (scope, end) = (self.scope(), b"T\0");
         self.over = true;
         scope.call(Kind::TransactionEnd, "", &[end]).await.map(drop)
+    }
+}
+
+/// A transaction whose START is on its way, and what it will be called if xenstored goes on counting.
+///
+/// All of it can be sent at once then, and is answered in one time there and back. A wrong guess changes nothing: xenstored
+/// refuses what names no transaction, and no other of ours can get that number.
+pub(crate) struct Guess<'a> {
+    store: &'a Store,
+    start: Reply<'a>,
+    id: u32,
+    epoch: u64,
+}
+
+impl<'a> Guess<'a> {
+    /// Sends START. `None`, and nothing sent, where there is nothing to guess from, or anything is under way: it could be what gets the
+    /// number.
+    pub(crate) fn start(store: &'a Store) -> Option<Self> {
+        let (start, id, epoch) = store.start_by_guess()?;
+        Some(Self { store, start, id, epoch })
+    }
+
+    pub(crate) const fn scope(&self) -> Scope<'a> {
+        Scope { store: self.store, transaction: Some((self.id, self.epoch)) }
+    }
+
+    /// All that `work` sends when it is polled first, and the commit. What `work` came to, if that has been committed; `None`: the guess was
+    /// wrong, or somebody else was at it too, and nothing is changed.
+    /// # Errors
+    /// As for [`Open::commit`]: nobody knows whether it has been committed.
+    pub(crate) async fn commit<T>(self, work: impl Future<Output = T>) -> Option<Result<T, StoreError>> {
+        let Self { store, start, id, epoch } = self;
+        let opened = async { Open::of(store, start.await) };
+        let end =
+            Request { kind: Kind::TransactionEnd, tx_id: id, payload: b"T\0".to_vec(), watch: None, guessed: true };
+        let ended = async { store.request(end, Some(epoch)).await };
+        let ((opened, done), ended) = zip(zip(opened, work), ended).await;
+        let was_sent = !matches!(ended, Err(Cause::Lost | Cause::Refused(_) | Cause::RingBroken(_)));
+        let is_it = |open: &Open<'_>| was_sent && (open.id, open.epoch) == (id, epoch);
+        let is_right = opened.ok().filter(is_it).is_some_and(Open::was_ended_by_guess);
+        match ended.map_err(failed(Kind::TransactionEnd, "")) {
+            Ok(_) => Some(Ok(done)),
+            Err(error) if !is_right || error.is(Errno::EAGAIN) => None,
+            Err(error) => Some(Err(error)),
+        }
     }
 }
 

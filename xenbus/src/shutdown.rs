@@ -9,10 +9,10 @@
 
 use crate::error::{StoreError, Text};
 use crate::store::Store;
-use crate::take::take;
+use crate::take::{take, take_at_once};
 use core::fmt;
 
-/// The node, relative to the domain's home. Watch it, and call [`take_request`] at every change.
+/// The node, relative to the domain's home. Watch it, and call [`take_request`] at every change, or [`take_request_at_once`] where it is another's.
 pub const NODE: &str = "control/shutdown";
 
 /// The nodes by which we say what we take; a restore clears them.
@@ -63,14 +63,21 @@ impl fmt::Display for Request {
 /// Takes the request that stands at the node, if any, and acknowledges it. `None` if there is none, or it was withdrawn
 /// while we looked.
 ///
-/// `foresee` is shown what most likely will be taken, as soon as anybody can know: at the first of the two times that this goes to
-/// xenstored and back. It may be shown nothing, and what is shown may have been withdrawn or replaced before it is taken.
+/// `foresee` is shown what most likely will be taken, at the first of the two times that this goes to xenstored and back. It may be shown nothing, and what is shown may have been withdrawn or replaced before it is taken.
 /// # Errors
 /// As for a transaction. The request is then not acknowledged, and stands there for the next time; except that, if there
 /// is no answer to the commit or none that makes sense (`RingBroken`, `TooLong`, `WrongType`), nobody knows, and if none to the
 /// read that makes sense, it has been acknowledged. The same holds if the future is dropped during the commit.
 pub async fn take_request(store: &Store, foresee: impl FnOnce(&Request)) -> Result<Option<Request>, StoreError> {
     take(store, NODE, Request::parse, foresee).await
+}
+
+/// The same, sooner by half: for when somebody else is known to have written to the node since it was taken from last. `None`: it did not
+/// come off; use [`take_request`]. `begun` is called when it is tried; the node may have been written to then, which its watch tells of.
+/// # Errors
+/// As for a transaction. If the read is refused, the request is gone; if the commit fails otherwise than by a conflict, nobody knows.
+pub async fn take_request_at_once(store: &Store, begun: impl FnOnce()) -> Option<Result<Option<Request>, StoreError>> {
+    take_at_once(store, NODE, Request::parse, begun).await
 }
 
 /// Says which requests we take. Again after every restore.

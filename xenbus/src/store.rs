@@ -127,6 +127,13 @@ impl Store {
         Reply { store: self, state }
     }
 
+    /// Sends a START whose transaction's number can be guessed: the answer to come, the number, and its epoch. Nothing that any task sends
+    /// from here on can get that number.
+    pub(crate) fn start_by_guess(&self) -> Option<(Reply<'_>, u32, u64)> {
+        let (serial, id, epoch) = self.with(Engine::start_by_guess)?;
+        Some((Reply { store: self, state: State::Waiting(serial) }, id, epoch))
+    }
+
     /// True if no request is held, in any state: nothing was left behind.
     #[cfg(any(test, feature = "fake"))]
     #[must_use]

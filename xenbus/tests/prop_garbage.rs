@@ -65,9 +65,12 @@ proptest! {
     fn garbage_is_survived(start in any::<u32>(), drop_after in 0usize..20, rubbish in vec(garbage(), 1..20)) {
         let (store, mut fake) = fake::pair(start);
         let mut watch = block_on(&store, &mut fake, store.watch("p", "t")).expect("still honest");
+        block_on(&store, &mut fake, store.transaction(async |_| Ok(()))).expect("still honest");
         let page = fake.page();
         fake.mute = true;
         let mut futures: Vec<Pin<Box<dyn Future<Output = ()> + '_>>> = vec![
+            // The first, as it does nothing while something is under way.
+            Box::pin(async { drop(shutdown::take_request_at_once(&store, || ()).await) }),
             Box::pin(async { drop(store.read("a").await) }),
             Box::pin(async { drop(store.directory("a").await) }),
             Box::pin(async { drop(store.watch("a", "t").await) }),

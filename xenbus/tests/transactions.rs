@@ -30,6 +30,7 @@ fn futures_may_be_sent() {
     drop(sent(store.pump()));
     drop(sent(store.quiesce()));
     drop(sent(xenbus::shutdown::take_request(&store, |_| ())));
+    drop(sent(xenbus::shutdown::take_request_at_once(&store, || ())));
     drop(sent(xenbus::sysrq::take_key(&store)));
     drop(sent(async {
         let mut watch = store.watch("a", "t").await?;

@@ -30,6 +30,7 @@ impl Engine {
     fn end_connection(&mut self) {
         self.epoch += 1;
         self.transactions = 0;
+        self.next_transaction = None;
         self.incoming = Assembler::default();
         self.outgoing = Outgoing::default();
         self.calls.lose_transactions();

@@ -246,6 +246,11 @@ impl Fake {
         self.moving = true;
     }
 
+    /// The next transaction's number is as if there had been `count` others.
+    pub fn skip_transaction_ids(&mut self, count: u32) {
+        self.last_transaction += count;
+    }
+
     /// Puts `bytes` on the way to the client.
     pub fn say(&mut self, bytes: &[u8]) {
         self.output.extend(bytes);
