@@ -109,6 +109,11 @@ impl Stall {
         let mut is_late = false;
         for (age, overtaken) in under_way {
             age.overtaken |= overtaken;
+            if any_ended {
+                // The receiver is running them, and may have been put aside between two: it has its beats anew, none of which it takes
+                // before it has run all that had come.
+                age.since = beats;
+            }
             is_late |= !age.overtaken && beats - age.since >= LATE_BEATS;
         }
         if is_late && !self.told {
@@ -154,6 +159,10 @@ mod tests {
         for beats in 100..200 {
             assert_eq!(look(&mut ages, beats + LATE_BEATS, false), 1, "not for each call, nor each beat");
         }
+        // The stall ends: the receiver has run one of two, and is put aside before the other, which is as old.
+        let mut ages = [Age::new(100)];
+        assert_eq!(look(&mut ages, 290, true), 1, "seen half way");
+        assert_eq!(look(&mut ages, 290 + LATE_BEATS - 1, false), 1);
         assert_eq!(look(&mut [], 300, true), 1);
         assert_eq!(look(&mut [Age::new(300)], 300 + LATE_BEATS, false), 2);
     }
