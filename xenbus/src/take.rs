@@ -118,6 +118,25 @@ mod tests {
     use crate::fake::{self, Twist, block_on, poll_once, settle};
     use crate::wire;
 
+    /// Runs `future` to its end, and counts each time to xenstored and back.
+    fn there_and_back<T>(
+        store: &Store,
+        fake: &mut fake::Fake,
+        times: &Cell<usize>,
+        future: impl Future<Output = T>,
+    ) -> T {
+        let (mut future, mut pump) = (pin!(future), pin!(store.pump()));
+        loop {
+            if let Poll::Ready(outcome) = poll_once(future.as_mut()) {
+                return outcome;
+            }
+            assert!(poll_once(pump.as_mut()).is_pending());
+            fake.step();
+            assert!(poll_once(pump.as_mut()).is_pending());
+            times.set(times.get() + 1);
+        }
+    }
+
     #[test]
     fn it_takes_twice_there_and_back() {
         let (store, mut fake) = fake::pair(0);
@@ -125,17 +144,8 @@ mod tests {
         fake.chunk = 4096;
         let (times, foreseen_at) = (Cell::new(0), Cell::new(None));
         let foresee = |_: &usize| foreseen_at.set(Some(times.get()));
-        let mut taken = pin!(take(&store, "node", |value| Some(value.len()), foresee));
-        let mut pump = pin!(store.pump());
-        let outcome = loop {
-            if let Poll::Ready(outcome) = poll_once(taken.as_mut()) {
-                break outcome;
-            }
-            assert!(poll_once(pump.as_mut()).is_pending());
-            fake.step();
-            assert!(poll_once(pump.as_mut()).is_pending());
-            times.set(times.get() + 1);
-        };
+        let taken = take(&store, "node", |value| Some(value.len()), foresee);
+        let outcome = there_and_back(&store, &mut fake, &times, taken);
         assert_eq!((outcome, times.get(), foreseen_at.get()), (Ok(Some(4)), 2, Some(1)));
         assert_eq!(fake.value("node"), Some(&b""[..]));
     }
@@ -148,17 +158,9 @@ mod tests {
 
     /// Times there and back until it is taken at once, and what came of it.
     fn taken_at_once(store: &Store, fake: &mut fake::Fake) -> (usize, Outcome) {
-        let (mut taken, mut pump) = (pin!(at_once(store)), pin!(store.pump()));
-        let mut times = 0;
-        loop {
-            if let Poll::Ready(outcome) = poll_once(taken.as_mut()) {
-                return (times, outcome);
-            }
-            assert!(poll_once(pump.as_mut()).is_pending());
-            fake.step();
-            assert!(poll_once(pump.as_mut()).is_pending());
-            times += 1;
-        }
+        let times = Cell::new(0);
+        let outcome = there_and_back(store, fake, &times, at_once(store));
+        (times.get(), outcome)
     }
 
     /// A store whose last transaction is known, and a word at the node.

@@ -343,7 +343,7 @@ impl<const N: usize> Results<'_, N> {
     /// The result of the call at `index`.
     #[inline(never)]
     fn at(&self, index: usize) -> Result<u64, Errno> {
-        let entry = self.batch.entries.get(index).expect("a token is of this batch");
+        let entry = self.batch.entries.get(index).expect("token of another batch");
         Errno::check(entry.result.cast_signed())
     }
 

@@ -213,7 +213,7 @@ fn a_failed_multicall_gives_no_results() {
 }
 
 #[test]
-#[should_panic(expected = "a token is of this batch")]
+#[should_panic(expected = "token of another batch")]
 fn a_token_of_a_longer_batch_is_caught() {
     let mut long = Batch::<2>::new();
     long.set_timer(1).expect("room");
