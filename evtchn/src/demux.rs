@@ -41,7 +41,7 @@ pub enum Upcall {
     /// This CPU has bound nothing in this life of the domain, so nothing can be for it. Its flags were cleared.
     NotReady,
     /// No `shared_info` is attached, and nothing was touched. Does not happen while the contract of
-    /// [`Events::attach`] is kept: a parked CPU that is struck between restore and resume does not come here.
+    /// [`Events::attach`] is kept: a parked CPU has upcalls masked, or dozes, and does not come here.
     Detached,
 }
 

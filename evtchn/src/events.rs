@@ -107,7 +107,7 @@ impl<H: Hypervisor> Events<H> {
     /// Xen refused the FIFO ABI.
     /// # Safety
     /// A `shared_info` is mapped at `page` and stays so until [`Events::detach`]; a CPU that is parked under a
-    /// [`Quiesced`] does not enter [`Events::demux`], even if an upcall strikes it.
+    /// [`Quiesced`] does not enter [`Events::demux`].
     pub unsafe fn attach(
         &self,
         quiesced: &Quiesced,

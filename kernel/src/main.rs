@@ -33,6 +33,8 @@ mod cpus;
 mod devices;
 #[cfg(target_os = "none")]
 mod dump;
+#[cfg(any(test, target_os = "none"))]
+mod each;
 #[cfg(target_os = "none")]
 mod events;
 #[cfg(target_os = "none")]
@@ -55,6 +57,9 @@ mod memory;
 mod panic;
 #[cfg(any(test, target_os = "none"))]
 mod patience;
+#[cfg(any(test, target_os = "none"))]
+#[cfg_attr(not(target_os = "none"), expect(dead_code, reason = "the image uses all of it, the host tests a part"))]
+mod reentry;
 #[cfg(target_os = "none")]
 mod relax;
 #[cfg(any(test, target_os = "none"))]

@@ -12,7 +12,7 @@ use xen_sys::hypercall::{traps as hypercall, version};
 use crate::start_info::{self, Rings};
 use crate::{
     bench, console, control, cpus, devices, dump, events, executor, hotplug, memory, selftest, time, timer, trace,
-    traps, user, workload,
+    traps, user, vector, workload,
 };
 
 /// The boot CPU's area. In the image, because it is needed before there is a heap.
@@ -75,6 +75,7 @@ unsafe extern "C" fn stasis_main(start_info: *const StartInfo, builder_stack_top
     executor::init(nr);
     timer::init(nr);
     user::init(nr);
+    vector::init(nr);
     dump::init(nr);
     trace::init(nr, cmdline.trace);
     cpus::start_boot_cpu(nr, cmdline.resume, start_info::page().shared_info_maddr(), entered_tsc);

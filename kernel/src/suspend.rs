@@ -9,13 +9,14 @@
 //! | hypercalls on vcpu 0, but for the suspend itself | before it | after `Resumed` | after `Continued` |
 //! |---|---|---|---|
 //! | freeze, before all others are stopped | 1 for each 32 in user mode (rings them) | | |
-//! | rendezvous, while the others come or go | 1 for each 32 others (rings them), 1 or more (dozes), 1 at the first of all (makes the gate) | 1 (opens the gate) | 1 (opens the gate) |
-//! | quiesced, while all wait | 1 (unmap `shared_info`) | 4 (make the gate, map `shared_info`, place `vcpu_info`, ask for the machine's size), and those of `resume=` (none in `parallel`) | 1 (map it) |
+//! | rendezvous, while the others come or go | 1 for each 32 others (rings them), 1 or more (dozes), 1 at the first in each life of the domain (makes the gate) | 1 (opens the gate) | 1 (opens the gate) |
+//! | quiesced, while all wait | 1 (unmap `shared_info`), 1 for each 8 others (take them down) | 3 (map `shared_info`, place `vcpu_info`, ask for the machine's size), 1 for each other (initialises it), and those of `resume=` (none in `parallel`) | 1 (map it), 1 for each 8 others (bring them up) |
 //! | restoring itself, while all wait | | 2 (bind; timer and roll call) | 1 (timer and roll call) |
-//! | released | | 3 for each device port | |
+//! | released | | 1 for each 8 others (brings them up), 3 for each device port | |
 //!
-//! Every other vcpu makes those of the row *restoring itself*, in parallel, and no other before its first task. So what
-//! vcpu 0 does alone does not depend on their number, but for Xen's way to the pollers that the gate wakes. After `Continued` two words of `start_info` are
+//! Every other vcpu makes those of the row *restoring itself*, in parallel, and no other before its first task. What
+//! vcpu 0 does alone and for each of them is to take it down and to bring it back: what that costs, and what it saves, is in
+//! `docs/decisions/0010-down-over-a-suspend.md`. After `Continued` two words of `start_info` are
 //! put back, and vcpu 0's vector registers where they are in use (`vector`). A whole checkpoint, from the request to the figures in
 //! `data/stasis`, writes to 28 pages with 4 vcpus, and a restore to 29 (`cargo xtask dirty-pages`).
 
@@ -35,7 +36,8 @@ use xen_sys::hypercall::sched::{self, SuspendOutcome};
 use xen_sys::primitive::sync::atomic::Ordering;
 use xenbus::Store;
 
-use crate::cpus::{self, CpuError, Laggards, Placed};
+use crate::cpus::{self, CpuError, Laggards};
+use crate::each::Refused;
 use crate::freezer::Freezer;
 use crate::logfmt::Line;
 use crate::time::{Before, Scale};
@@ -147,7 +149,7 @@ fn run(freezer: &Freezer) -> Result<Report, Abort> {
         let outcome = ended.outcome();
         if matches!(ended, Ended::Resumed | Ended::Continued) {
             // Before the release: after it the others take the processors, for a millisecond each.
-            cpus::restore_this_cpu(masked, outcome, Placed::Yes);
+            cpus::restore_this_cpu(masked, outcome);
         }
         freezer.thaw_parked(others);
         (outcome, ended)
@@ -159,6 +161,12 @@ fn run(freezer: &Freezer) -> Result<Report, Abort> {
         Ended::Resumed | Ended::Continued => {}
         Ended::NotPrepared(failed) => return Err(Abort::NotPrepared(failed)),
         Ended::Refused(errno) => return Err(Abort::Refused(errno)),
+    }
+    if outcome == Outcome::Resumed {
+        if let Err(error) = cpus::bring_others_up() {
+            panic!("resume: {error}");
+        }
+        trace::mark(&masked, Mark::OthersStarted);
     }
     // The roll call's, for which all wait. And again below, for what the devices' peers have sent by then.
     cpus::take_what_came(&masked);
@@ -181,6 +189,7 @@ pub(crate) enum StepError {
     Memory(MmError),
     Cpu(CpuError),
     Events(AttachError),
+    Others(Refused),
 }
 
 impl fmt::Display for StepError {
@@ -189,6 +198,7 @@ impl fmt::Display for StepError {
             StepError::Memory(error) => error.fmt(f),
             StepError::Cpu(error) => error.fmt(f),
             StepError::Events(error) => error.fmt(f),
+            StepError::Others(error) => error.fmt(f),
         }
     }
 }
@@ -198,7 +208,6 @@ struct Sequence {
     info: start_info::Page,
     /// Xen's wall clock at system time 0: it stands in `shared_info`, which is unmapped when it is wanted.
     wall_zero_ns: u64,
-    vectors: vector::Room,
     /// The TSC just before the hypercall, and how to read it.
     left_tsc: u64,
     before: Scale,
@@ -210,16 +219,8 @@ struct Sequence {
 
 impl Sequence {
     fn new() -> Sequence {
-        let (now, vectors) = (Scale::now(), vector::Room::new());
-        Sequence {
-            info: start_info::page(),
-            wall_zero_ns: 0,
-            vectors,
-            left_tsc: 0,
-            before: now,
-            back_tsc: 0,
-            after: now,
-        }
+        let now = Scale::now();
+        Sequence { info: start_info::page(), wall_zero_ns: 0, left_tsc: 0, before: now, back_tsc: 0, after: now }
     }
 
     /// Guest time at the hypercall.
@@ -256,6 +257,7 @@ impl Steps for Sequence {
                 memory::unmap_shared_info(others).map_err(StepError::Memory)?;
             }
             Prepare::MfnsToPfns => self.info.rings_to_pfns(),
+            Prepare::TakeOthersDown => cpus::take_others_down(others).map_err(StepError::Others)?,
         }
         trace::mark(masked, Mark::prepared(step));
         Ok(())
@@ -276,21 +278,26 @@ impl Steps for Sequence {
                 }
             }
             Prepare::MfnsToPfns => self.info.rings_to_mfns(),
+            Prepare::TakeOthersDown => {
+                if let Err(error) = cpus::bring_others_up() {
+                    panic!("vcpus that were up: {error}");
+                }
+            }
         }
         trace::mark(masked, Mark::undone(step));
     }
 
     fn suspend(&mut self, _others: &Quiesced, masked: &Masked) -> Result<SuspendOutcome, Errno> {
-        self.vectors.save();
+        let vectors = vector::Kept::of_this_cpu();
         (self.before, self.left_tsc) = (Scale::now(), time::tsc());
         trace::suspending(masked, self.before, self.left_tsc);
-        // SAFETY: all others are parked in their loop. start_info has been canonicalised, and shared_info, the only frame that
+        // SAFETY: all others are parked in their loop, and down. start_info has been canonicalised, and shared_info, the only frame that
         //   is not ours, is unmapped. No mfn is kept over the call but this argument.
         let outcome = unsafe { sched::suspend(self.info.mfn().get()) };
         self.back_tsc = time::tsc();
         trace::mark_at(masked, Mark::Back, self.back_tsc);
         if outcome == Ok(SuspendOutcome::Continued) {
-            self.vectors.restore();
+            vectors.restore_in_same_domain();
         }
         if outcome != Ok(SuspendOutcome::Resumed) {
             self.after = Scale::now();
@@ -300,7 +307,6 @@ impl Steps for Sequence {
 
     fn take_over(&mut self, step: TakeOver, others: &Quiesced, masked: &Masked) -> Result<(), StepError> {
         match step {
-            TakeOver::RenewGate => cpus::renew_gate(others, masked),
             TakeOver::MapSharedInfo => self.map_shared_info()?,
             TakeOver::MaskLegacySlots => mask_legacy_slots(),
             TakeOver::PlaceBootVcpuInfo => cpus::place_vcpu_info(masked).map_err(StepError::Cpu)?,
@@ -312,13 +318,14 @@ impl Steps for Sequence {
             TakeOver::PublishP2m => memory::publish_p2m(&shared_info().arch).map_err(StepError::Memory)?,
             TakeOver::AttachEvents => Sequence::attach(others, Ports::Gone)?,
             TakeOver::BindForOthers => cpus::bind_for_others(others).map_err(StepError::Cpu)?,
+            TakeOver::InitialiseOthers => cpus::initialise_others(others, masked).map_err(StepError::Others)?,
         }
         trace::mark(masked, Mark::took_over(step));
         Ok(())
     }
 
     /// # Panics
-    /// Always. All others are still parked, so that this reason is the one that is told.
+    /// Always. All others are still down, so that this reason is the one that is told.
     fn lost(&mut self, failed: Failed<TakeOver, StepError>, _others: &Quiesced, _masked: &Masked) -> ! {
         panic!("resume: {failed}");
     }
@@ -334,8 +341,8 @@ fn shared_info() -> &'static SharedInfo {
     unsafe { memory::shared_info_place().as_ref() }
 }
 
-/// Masks every legacy slot. They are dead memory until a restore, when Xen takes the first 32 vcpus' masks from them: unmasked,
-/// an upcall could strike a parked vcpu, and placing a `vcpu_info` copies the mask.
+/// Masks every legacy slot. They are dead memory until a restore, when Xen takes vcpu 0's mask from there, with which it goes on; and
+/// placing one of the first 32 vcpus' `vcpu_info` copies the mask.
 fn mask_legacy_slots() {
     // Opaque, so that it stays a loop: after a restore all code is cold, and costs by its length.
     for slot in black_box(&shared_info().vcpu_info[..]) {

@@ -58,13 +58,13 @@ impl Area {
     pub(crate) const UPCALL_MASK: usize = offset_of!(Area, vcpu_info) + offset_of!(VcpuInfo, evtchn_upcall_mask);
     /// Offset of the upcall's pending flag from the gs base.
     pub(crate) const UPCALL_PENDING: usize = offset_of!(Area, vcpu_info) + offset_of!(VcpuInfo, evtchn_upcall_pending);
-    /// Offset of a byte that is 0 where upcalls are just handled, that is where neither [`Area::is_parked`] nor [`Area::is_in_user`].
+    /// Offset of a byte that is 0 where upcalls are just handled, that is where neither [`Area::is_dozing`] nor [`Area::is_in_user`].
     pub const UPCALLS: usize = offset_of!(Area, upcalls);
 }
 
 /// Upcalls are handled.
 const HANDLED: u8 = 0;
-/// Upcalls are sent back: see [`Area::set_parked`].
+/// Upcalls are sent back: see [`Area::set_dozing`].
 const SENT_BACK: u8 = 1;
 /// Upcalls come from user mode: see [`Area::set_in_user`].
 const FROM_USER: u8 = 2;
@@ -94,19 +94,18 @@ impl Area {
         this.addr() as u64
     }
 
-    /// Says whether upcalls are to be sent back unhandled. So while this CPU stands parked in a rendezvous, when a suspend may at any
-    /// instruction take its `vcpu_info` away and hand it an upcall that belongs to nobody; and while it dozes, with upcalls unmasked
-    /// for Xen to wake it. The upcall's entry looks here first.
-    pub fn set_parked(&self, parked: bool) {
+    /// Says whether upcalls are to be sent back unhandled: so while this CPU dozes in a rendezvous, with upcalls unmasked for Xen to wake
+    /// it. The upcall's entry looks here first.
+    pub fn set_dozing(&self, dozing: bool) {
         // ORDERING: Relaxed, read by upcalls on this CPU only. The fences keep the compiler from moving it over what the caller does
         //   to its upcall mask.
         compiler_fence(Ordering::SeqCst);
-        self.upcalls.store(if parked { SENT_BACK } else { HANDLED }, Ordering::Relaxed);
+        self.upcalls.store(if dozing { SENT_BACK } else { HANDLED }, Ordering::Relaxed);
         compiler_fence(Ordering::SeqCst);
     }
 
     /// Whether upcalls are to be sent back.
-    pub fn is_parked(&self) -> bool {
+    pub fn is_dozing(&self) -> bool {
         // ORDERING: Relaxed, written by this CPU only.
         self.upcalls.load(Ordering::Relaxed) == SENT_BACK
     }
@@ -140,13 +139,13 @@ mod tests {
         assert_eq!(AREA.link(), ptr::from_ref(&AREA).addr() as u64);
         assert_eq!(AREA.vcpu_info.evtchn_upcall_mask.load(Ordering::Relaxed), 1);
         assert_eq!(AREA.cpu(), CpuId::BOOT);
-        assert!(!AREA.is_parked());
-        AREA.set_parked(true);
-        assert!(AREA.is_parked() && !AREA.is_in_user());
-        AREA.set_parked(false);
-        assert!(!AREA.is_parked());
+        assert!(!AREA.is_dozing());
+        AREA.set_dozing(true);
+        assert!(AREA.is_dozing() && !AREA.is_in_user());
+        AREA.set_dozing(false);
+        assert!(!AREA.is_dozing());
         AREA.set_in_user(true);
-        assert!(AREA.is_in_user() && !AREA.is_parked());
+        assert!(AREA.is_in_user() && !AREA.is_dozing());
         AREA.set_in_user(false);
         assert!(!AREA.is_in_user());
     }

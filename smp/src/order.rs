@@ -10,8 +10,8 @@
 /// A step before the suspend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Prepare {
-    /// Upcall masks 1 and nothing pending in all 32 legacy slots of `shared_info`. A restore takes the masks of vCPUs 0
-    /// to 31 from there, and without this an upcall strikes one that is parked.
+    /// Upcall masks 1 and nothing pending in all 32 legacy slots of `shared_info`. A restore takes vCPU 0's
+    /// from there, and without this an upcall strikes it in a domain that is not ready for any.
     MaskLegacySlots,
     /// The demultiplexer lets go of `shared_info`.
     DetachEvents,
@@ -19,14 +19,14 @@ pub enum Prepare {
     UnmapSharedInfo,
     /// `start_info`'s mfns of store and console to pfns, as the toolstack reads them.
     MfnsToPfns,
+    /// All others down, in Xen's eyes: the toolstack reads, sends and sets no context of theirs, a millisecond or more for each, while
+    /// nobody runs; and a restore cannot strike them, as it does not start them.
+    TakeOthersDown,
 }
 
 /// A step in a new domain, before anybody else is released.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TakeOver {
-    /// All others sleep again until they are released. A restore wakes them, and whoever looks and yields takes its turns
-    /// from vCPU 0, whose work then takes as many times longer as there are vCPUs to a processor.
-    RenewGate,
     /// The new `shared_info`, by the address in `start_info`.
     MapSharedInfo,
     /// As [`Prepare::MaskLegacySlots`], in the new page: placing a `vcpu_info` copies the mask.
@@ -41,6 +41,8 @@ pub enum TakeOver {
     AttachEvents,
     /// Where vCPU 0 is to do so: the others' virqs and IPIs are bound for them, masked. By itself each binds its own, later.
     BindForOthers,
+    /// All others: `vcpu_info` placed, and what they start with. Nobody but vCPU 0 runs meanwhile, and its processor is its own.
+    InitialiseOthers,
 }
 
 /// A step of every CPU after the release.
@@ -67,16 +69,16 @@ pub struct Row<S: 'static> {
 }
 
 /// Before the hypercall.
-pub const PREPARE: [Row<Prepare>; 4] = [
+pub const PREPARE: [Row<Prepare>; 5] = [
     Row { step: Prepare::MaskLegacySlots, needs: &[] },
     Row { step: Prepare::DetachEvents, needs: &[] },
     Row { step: Prepare::UnmapSharedInfo, needs: &[Prepare::MaskLegacySlots, Prepare::DetachEvents] },
     Row { step: Prepare::MfnsToPfns, needs: &[] },
+    Row { step: Prepare::TakeOthersDown, needs: &[] },
 ];
 
 /// In a new domain.
 pub const TAKE_OVER: [Row<TakeOver>; 8] = [
-    Row { step: TakeOver::RenewGate, needs: &[] },
     Row { step: TakeOver::MapSharedInfo, needs: &[] },
     Row { step: TakeOver::MaskLegacySlots, needs: &[TakeOver::MapSharedInfo] },
     Row { step: TakeOver::PlaceBootVcpuInfo, needs: &[TakeOver::MaskLegacySlots] },
@@ -84,6 +86,7 @@ pub const TAKE_OVER: [Row<TakeOver>; 8] = [
     Row { step: TakeOver::PublishP2m, needs: &[TakeOver::MapSharedInfo] },
     Row { step: TakeOver::AttachEvents, needs: &[TakeOver::MapSharedInfo] },
     Row { step: TakeOver::BindForOthers, needs: &[TakeOver::AttachEvents] },
+    Row { step: TakeOver::InitialiseOthers, needs: &[TakeOver::MaskLegacySlots] },
 ];
 
 /// Every CPU, in a new domain.

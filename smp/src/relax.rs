@@ -26,23 +26,18 @@ pub trait Gate: Relax {
     /// From here on waits at the gate last until [`open`](Gate::open). Context: the leader, nobody at the gate.
     fn shut(&self) {}
 
-    /// From here on no wait begins, and those that have begun last. For the time in which a suspend may strike: a
-    /// wait that began in the new domain would have nobody who ends it, until the leader has made a gate there, which
-    /// is part of its work. Context: the leader, before its work.
-    fn seal(&self) {}
-
     /// Ends all waits, and those that begin until the next [`shut`](Gate::shut) do not last. Context: the leader, in
-    /// the same domain or in a new one, where Xen has ended them.
+    /// the same domain or in a new one, where nobody waits.
     fn open(&self) {}
 
     /// Waits at the gate; an event for this CPU, or one that is there already, ends the wait too, and so does
     /// `limit_ns`. No handler runs: what came waits for [`take_events`](Gate::take_events). Context: parked, or the
-    /// leader in its task. A suspend may strike at any instruction of it.
+    /// leader in its task. One that is parked may be taken down at any instruction of it.
     fn doze(&self, _masked: &Masked, _limit_ns: Option<u64>) {
         self.give_up_processor();
     }
 
-    /// Waits at the gate. Context: parked. A suspend may strike at any instruction of it.
+    /// Waits at the gate. Context: parked. This CPU may be taken down at any instruction of it.
     fn sleep(&self, _masked: &Masked) {
         self.give_up_processor();
     }

@@ -17,13 +17,11 @@
 //! [`is_requested`](Rendezvous::is_requested) between polls and parks there, so no task is ever stopped half way
 //! through an update of page tables, and no kernel code can hold an mfn across a suspend.
 //!
-//! **The suspend may strike a follower at any instruction of its wait**, and after a restore it runs on at once, before
-//! the leader does, on an old clock page, without ports and without the vcpu_info that it had registered. So while its
-//! acknowledgement stands and the phase is not `Quiesce`, a follower reads one word, waits at the [`Gate`] or yields, and
-//! does nothing else. The leader seals the gate before its work: whoever begins to wait in the new domain does not sleep,
-//! and those that slept have been woken by Xen. The restored domain has a structure in the place of vcpu_info that may
-//! deliver an upcall all the same: the upcall's entry has to return at once then, with the frame's IF clear, which it knows
-//! from the flag that the kernel sets around [`Rendezvous::park`] (`percpu::Area::set_parked`).
+//! **The leader may take a follower down at any instruction of its wait**, and does so for a suspend: what is down has no context that
+//! the toolstack would save, send and set. In the same domain it is brought up and runs on where it was. In a new one nothing is
+//! left of it but its memory: it is started after the release, and calls [`park`](Rendezvous::park) again, where it was
+//! in there. So while its acknowledgement stands and the phase is not `Quiesce`, a follower reads one word, waits at the [`Gate`] or
+//! yields, and does nothing else that would be missed, or done twice; and `park` goes on from the acknowledgement that it finds.
 //!
 //! Who writes: the phase word only the leader, each acknowledgement only its CPU (vCPU 0 for one that is down), the
 //! count of arrivals each CPU once. Suspend: *kept*. Blocking, with a limit before the work. Turned down: stopping in the
@@ -167,7 +165,6 @@ impl Rendezvous {
         self.gather(masked, lead, &mut watch, Awaited::Stopping, arrived)
             .inspect_err(|_| release(Outcome::Cancelled))?;
         mark(Mark::AllStopped);
-        lead.gate.seal();
 
         // SAFETY: every other vcpu that runs has `Arrived` in this generation (RV1), and does nothing but wait (RV3) until
         // we release it (RV2), after the token's last use.
@@ -254,8 +251,8 @@ impl Rendezvous {
     /// Waits, if a rendezvous is on, until it is over.
     ///
     /// Context: any CPU but vCPU 0, in its executor, upcalls masked by the caller. After an outcome of `Resumed` the
-    /// caller restores this CPU before it drops the result, and drops it before it unmasks upcalls. Without a
-    /// rendezvous, or with one that was cancelled before this CPU came, it returns `Cancelled` at once.
+    /// caller restores this CPU before it drops the result, and drops it before it unmasks upcalls. A CPU that was taken down in here and is
+    /// started in a new domain calls it once more, and gets the outcome that it waited for. Without a rendezvous, or with one that was cancelled before this CPU came, it returns `Cancelled` at once.
     ///
     /// Cost: one hypercall for each time that it sleeps: once, or more often where it is called or events come for it; the
     /// last one to arrive makes one more, to wake the leader. Lines: its own acknowledgement is written twice, the
@@ -274,7 +271,12 @@ impl Rendezvous {
             gate.take_events(masked);
             mail.serve(masked);
         };
-        let mut said = Ack::Out;
+        // ORDERING: Relaxed, our own; Xen passes it on to a later life of this CPU.
+        let mut said = match ack.load(Relaxed) {
+            // Taken down before it could take that back; it serves nobody, as the phase was another one by then.
+            Ack::Arrived(generation) | Ack::Serving(generation) => Ack::Arrived(generation),
+            Ack::Out | Ack::Offline => Ack::Out,
+        };
         let outcome = loop {
             // ORDERING: Acquire, pairs with the Release of the leader's release: we see what the work did; and with that of
             //   its question.

@@ -59,6 +59,30 @@ fn works_with_all_stopped_and_hands_out_the_outcome() {
     assert_eq!(left.into_inner(), 0);
 }
 
+/// As of one that was taken down in its wait and is started in a new domain, after the release.
+#[test]
+fn who_parks_once_more_gets_the_outcome_that_it_waited_for() {
+    let (mail, _on) = kernel(2);
+    let rendezvous = admitted(2);
+    let generation = Phase::Run.next_generation();
+    let released = Phase::Released(generation, Outcome::Resumed);
+    for (ack, outcome) in [
+        (Ack::Arrived(generation), Outcome::Resumed),
+        (Ack::Serving(generation), Outcome::Resumed),
+        (Ack::Arrived(released.next_generation()), Outcome::Cancelled),
+        (Ack::Out, Outcome::Cancelled),
+    ] {
+        rendezvous.phase.store(released, Relaxed);
+        rendezvous.acks.on(cpu(1)).store(ack, Relaxed);
+        let _on = hosted::enter(cpu(1));
+        let masked = hosted::masked();
+        let parked = rendezvous.park(&masked, &Alone, &mail);
+        assert_eq!(parked.outcome(), outcome, "{ack:?}");
+        drop(parked);
+        assert_eq!(rendezvous.acks.on(cpu(1)).load(Relaxed), Ack::Out);
+    }
+}
+
 #[test]
 fn names_those_that_do_not_come() {
     let (mail, _on) = kernel(40);

@@ -1,8 +1,8 @@
 //! The driver of suspend and resume: keeps to the tables in [`order`](crate::order), and undoes what was done.
 //!
 //! Before this: tasks frozen and xenbus quiet (`kernel`, awaits), then [`Rendezvous::run`](crate::Rendezvous::run),
-//! whose work is [`suspend`] and, on vCPU 0, [`restore_cpu`]. After it: the release, and then on every *other* CPU at the same time
-//! [`restore_cpu`]. Devices' ports come last, and nobody waits for them.
+//! whose work is [`suspend`] and, on vCPU 0, [`restore_cpu`]. After it: the release; in a new domain all others are started (`kernel`); and then on
+//! every *other* CPU at the same time [`restore_cpu`]. Devices' ports come last, and nobody waits for them.
 //!
 //! | scope | steps | when |
 //! |---|---|---|
@@ -50,7 +50,7 @@ pub trait Steps {
     /// The kernel's; [`Steps::lost`] follows.
     fn take_over(&mut self, step: TakeOver, others: &Quiesced, masked: &Masked) -> Result<(), Self::Error>;
 
-    /// A new domain that cannot be lived in: says why, and ends it. All others stay parked for ever: released, they
+    /// A new domain that cannot be lived in: says why, and ends it. All others are down, and stay so: started, they
     /// would fail on what is missing, and their complaint could come before the reason.
     fn lost(&mut self, failed: Failed<TakeOver, Self::Error>, others: &Quiesced, masked: &Masked) -> !;
 

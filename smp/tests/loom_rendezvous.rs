@@ -5,14 +5,14 @@
 //! it without one knowing of the other, whatever their order was in this run: so a follower that touches it at any
 //! point while stopped is found, and so is an acknowledgement or a release that passes on too little.
 //!
-//! `Xen` stands for the gate's port. A hypercall is one step there, and so is a restore, between any two steps of a
-//! follower: it ends all sleep, and a sleep that begins afterwards on the number of before never ends. On the number of the new
-//! life, once the leader has made it, they sleep again, and nobody but the leader's release wakes them.
+//! `Xen` stands for the gate's port, and for whom it runs. A hypercall is one step there. The leader's work takes the followers down, wherever
+//! they are in their wait. In the same domain they go on from there; in a new one they are lost, started after the release, and park once more.
 #![cfg(loom)]
 
 mod model;
 
 use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::AtomicUsize;
@@ -73,17 +73,24 @@ impl Delivery for Handling {
     }
 }
 
-/// What Xen knows of the gate's port: it is of the life in which it was made, `pending` or not, and CPUs sleep on it.
+/// What Xen knows: which life of the domain this is, whether the gate's port is `pending`, on which CPUs sleep, and whom it runs.
 struct Port {
     life: usize,
     pending: bool,
+    /// The life in which those have been started that it runs; 0: all but vCPU 0 are down.
+    runs: usize,
 }
+
+/// What is left of a CPU that was down when its domain was restored.
+struct Lost;
 
 /// The kernel's gate: the word that Xen reads, and Xen.
 struct Sleepers {
     /// The life whose port is to be waited for; 0: none.
     door: AtomicUsize,
     xen: Mutex<Port>,
+    /// The life in which each CPU was started. Written by its own.
+    started: PerCpu<AtomicUsize>,
 }
 
 /// How a follower's look into Xen ends.
@@ -94,17 +101,36 @@ enum Poll {
 }
 
 impl Sleepers {
-    fn new() -> Sleepers {
-        Sleepers { door: AtomicUsize::new(0), xen: Mutex::new(Port { life: 1, pending: false }) }
+    fn new(nr: usize) -> Sleepers {
+        let xen = Mutex::new(Port { life: 1, pending: false, runs: 1 });
+        Sleepers { door: AtomicUsize::new(0), xen, started: PerCpu::new(nr, |_| AtomicUsize::new(1)) }
     }
 
     fn xen(&self) -> loom::sync::MutexGuard<'_, Port> {
         self.xen.lock().expect("no model panics in there")
     }
 
+    /// Xen runs this CPU. If it is down it waits here until it is up again, or is lost.
+    fn running(&self) -> loom::sync::MutexGuard<'_, Port> {
+        loop {
+            let xen = self.xen();
+            match xen.runs {
+                _ if current() == CpuId::BOOT => return xen,
+                0 => {}
+                runs if runs == self.started.mine().load(Relaxed) => return xen,
+                _ => {
+                    drop(xen);
+                    resume_unwind(Box::new(Lost))
+                }
+            }
+            drop(xen);
+            step();
+        }
+    }
+
     /// The hypercall begins: Xen reads the door.
     fn poll(&self) -> Poll {
-        let xen = self.xen();
+        let xen = self.running();
         match self.door.load(Relaxed) {
             0 => Poll::Over,
             door => {
@@ -116,8 +142,12 @@ impl Sleepers {
 
     /// Whether a sleep that began in `life` goes on.
     fn lasts(&self, life: usize) -> bool {
-        let xen = self.xen();
+        let xen = self.running();
         xen.life == life && !xen.pending
+    }
+
+    fn take_down(&self) {
+        self.xen().runs = 0;
     }
 
     /// The domain is suspended and restored.
@@ -127,10 +157,10 @@ impl Sleepers {
         xen.pending = false;
     }
 
-    /// The leader makes the port of this life. Those that look from now on sleep until it is sent to.
-    fn renew(&self) {
-        let xen = self.xen();
-        self.door.store(xen.life, Relaxed);
+    /// Brings up who is down: in the same life, or started in this one.
+    fn bring_up(&self) {
+        let mut xen = self.xen();
+        xen.runs = xen.life;
     }
 }
 
@@ -142,10 +172,12 @@ struct World {
 
 impl Relax for World {
     fn spin(&self) {
+        drop(self.sleepers.running());
         step();
     }
 
     fn give_up_processor(&self) {
+        drop(self.sleepers.running());
         step();
     }
 }
@@ -157,15 +189,11 @@ impl Gate for World {
         self.sleepers.door.store(xen.life, Relaxed);
     }
 
-    fn seal(&self) {
-        self.sleepers.door.store(0, Relaxed);
-    }
-
     fn open(&self) {
         let mut xen = self.sleepers.xen();
         xen.pending = true;
         drop(xen);
-        self.seal();
+        self.sleepers.door.store(0, Relaxed);
     }
 
     fn doze(&self, _masked: &Masked, limit_ns: Option<u64>) {
@@ -198,7 +226,7 @@ impl World {
         CpuId::first(nr).skip(1).for_each(|cpu| rendezvous.admit(cpu));
         let fragile = PerCpu::new(nr, |_| Fragile(UnsafeCell::new(VcpuInfo::Registered)));
         let mail = Mail::new(nr, Handling { bells: Bells::new(nr), fragile });
-        Arc::new(World { rendezvous, mail, sleepers: Sleepers::new() })
+        Arc::new(World { rendezvous, mail, sleepers: Sleepers::new(nr) })
     }
 
     fn fragile(&self) -> &PerCpu<Fragile> {
@@ -212,9 +240,10 @@ impl World {
         let masked = mask_upcalls();
         let lead = Lead { mail: &self.mail, gate: self, clock, limits: Limits::only(limit_ns), overdue: &|_| () };
         self.rendezvous.run(&masked, &lead, |_, _| {
-            if outcome == Outcome::Resumed {
-                self.sleepers.restore();
-                self.sleepers.renew();
+            self.sleepers.take_down();
+            match outcome {
+                Outcome::Resumed => self.sleepers.restore(),
+                Outcome::Continued | Outcome::Cancelled => self.sleepers.bring_up(),
             }
             for (_, fragile) in self.fragile().iter() {
                 // All of them stand still: whoever touches its own now is not parked.
@@ -223,7 +252,9 @@ impl World {
             }
             self.fragile().on(CpuId::BOOT).replace(VcpuInfo::Registered);
             (outcome, ())
-        })
+        })?;
+        self.sleepers.bring_up();
+        Ok(())
     }
 
     /// Parks once and restores this CPU.
@@ -231,7 +262,18 @@ impl World {
         let fragile = self.fragile().mine();
         fragile.touch();
         let masked = mask_upcalls();
-        let parked = self.rendezvous.park(&masked, self, &self.mail);
+        let parked = loop {
+            let wait = || self.rendezvous.park(&masked, self, &self.mail);
+            match catch_unwind(AssertUnwindSafe(wait)) {
+                Ok(parked) => break parked,
+                Err(lost) if lost.is::<Lost>() => {
+                    self.sleepers.started.mine().store(self.sleepers.xen().life, Relaxed);
+                }
+                Err(other) => resume_unwind(other),
+            }
+        };
+        // One that was never struck has been started all the same.
+        self.sleepers.started.mine().store(self.sleepers.xen().life, Relaxed);
         if parked.outcome() == Outcome::Resumed {
             assert_eq!(fragile.replace(VcpuInfo::Registered), VcpuInfo::Dummy, "released before the work was done");
             self.mail.serve(&masked);

@@ -1,4 +1,4 @@
-//! What a vcpu does for itself, at bring-up and again after every restore, in two hypercalls: one that places its `vcpu_info`, registers
+//! What a vcpu does for itself, at bring-up and again after every restore, in two hypercalls: one that registers
 //! its runstate area, stops the 100 Hz tick, and binds its virqs and its IPI; and one that fires its timer and sends the
 //! roll call's IPI. What has come when it is back is taken while upcalls are still masked ([`take_what_came`]), so that
 //! unmasking them costs none. So another vcpu makes two before it runs its first task, with either ABI; with FIFO, the first
@@ -6,18 +6,19 @@
 //!
 //! | call of the first | at boot | after a restore | restores |
 //! |---|---|---|---|
-//! | register `vcpu_info` | vcpu 0 only; others were placed while down | every vcpu but 0, which needs its clock earlier | upcall flags, clock |
-//! | refresh the clock | with it: vcpu 0 only | with it: every vcpu but 0, which does so earlier | the clock: a record that has just been placed may be empty or the old host's, and Xen fills it when it next schedules the vcpu, or when the secondary time area is set, here to none |
-//! | register the runstate area | every vcpu | every vcpu | statistics |
-//! | stop the periodic timer | every vcpu | every vcpu, unless vcpu 0 has (`given`) | quiet |
+//! | register the runstate area | every vcpu | the same | statistics |
+//! | stop the periodic timer | every vcpu | the same, unless vcpu 0 has (`given`) | quiet |
 //! | place the control block, with the FIFO ABI | every vcpu but 0, for which it switches the domain | the same | its queues |
-//! | bind virqs and IPI | every vcpu | every vcpu, unless vcpu 0 has | its ports |
+//! | bind virqs and IPI | every vcpu | the same, unless vcpu 0 has | its ports |
 //!
 //! | call of the second | when | for |
 //! |---|---|---|
 //! | fire the timer | always | proof that it works; the executor then arms what it wants. With FIFO an event that comes before its port is unmasked costs a hypercall, so this comes after |
 //! | priority of the IPI, with the FIFO ABI | in a new domain | IPIs come first; the port must be known |
 //! | send to the one before in line | always, but for the first | the roll call |
+//!
+//! A `vcpu_info` has been placed before all this: vcpu 0's by itself ([`place_vcpu_info`]), anybody else's by vcpu 0, while it was down. Xen fills its clock
+//! when it next schedules the vcpu, so for the first time; or when the secondary time area is set, which vcpu 0 does, to none.
 //!
 //! Turned down: a secondary time area (it repeats what
 //! `vcpu_info` holds); waiting for a refreshed clock (up to a second).
@@ -40,11 +41,10 @@ use super::{get, is_up, mail, nr};
 use crate::given::{NotGiven, Own};
 use crate::{events, memory, time, timer, trace, wait};
 
-/// `vcpu_info`, clock, runstate, tick, control block, two virqs and an IPI. A vcpu's own batches in a resume, and the
-/// gate's, all have room for so many, so that their code is there once, and cold once (`docs/decisions/0008-cold-code.md`).
+/// Runstate, tick, control block, two virqs and an IPI take six. A vcpu's own batches in a resume, the gate's, and those for many vcpus all have room for so many, so that their code is there once, and cold once (`docs/decisions/0008-cold-code.md`).
 pub(super) const CALLS: usize = 8;
 
-const ROOM: &str = "the batch has room for all";
+pub(super) const ROOM: &str = "the batch has room for all";
 
 /// A deadline that is past: 1 ns after the host booted. 0 would mean "no timer".
 const AT_ONCE: u64 = 1;
@@ -56,14 +56,6 @@ const PORTS_BESIDES: usize = 5;
 
 /// How long the roll call may take before the missing are named.
 const PATIENCE_NS: u64 = 5_000_000_000;
-
-/// Whether `vcpu_info` has been placed. If so its clock is good too: Xen has filled the record since, when it scheduled the vcpu
-/// for the first time, or because it was asked to ([`place_vcpu_info`]).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Placed {
-    Yes,
-    No,
-}
 
 /// What a vcpu could not do for itself.
 #[derive(Debug)]
@@ -103,11 +95,10 @@ impl fmt::Display for CpuError {
 ///
 /// # Errors
 /// The first call that Xen refused; the others have been done.
-fn bind_this_cpu(masked: &Masked, placed: Placed) -> Result<(), CpuError> {
+fn bind_this_cpu(masked: &Masked) -> Result<(), CpuError> {
     let area = percpu::area();
     let vcpu = percpu::current().vcpu();
     let mut own = Own::<CALLS>::new(get().given.as_ref());
-    let placing = if placed == Placed::No { push_placing(&mut own.batch) } else { [None, None] };
     let runstate = (&raw const area.runstate).cast_mut();
     // SAFETY: the area is in the image or the direct map, which every root has, and never freed (AR1).
     let runstate = unsafe { own.batch.register_runstate(vcpu, runstate) }.expect(ROOM);
@@ -115,16 +106,7 @@ fn bind_this_cpu(masked: &Masked, placed: Placed) -> Result<(), CpuError> {
     let plan = events::get().plan(masked, &mut own).map_err(CpuError::Bind)?;
 
     let results = own.batch.issue().map_err(|errno| CpuError::Call { what: "multicall", errno })?;
-    let [info, clock] = placing;
-    check(
-        &results,
-        [
-            ("register_vcpu_info", info),
-            ("register_vcpu_time_memory_area", clock),
-            ("register_runstate_memory_area", Some(runstate)),
-            ("stop_periodic_timer", tick),
-        ],
-    )?;
+    check(&results, [("register_runstate_memory_area", Some(runstate)), ("stop_periodic_timer", tick)])?;
     events::get().record(masked, &area.vcpu_info, plan, &results).map_err(CpuError::Bind)
 }
 
@@ -175,19 +157,14 @@ pub(crate) fn take_what_came(masked: &Masked) {
 /// Xen's.
 pub(crate) fn place_vcpu_info(_masked: &Masked) -> Result<(), CpuError> {
     let mut batch = Batch::<CALLS>::new();
-    let [info, clock] = push_placing(&mut batch);
-    let results = batch.issue().map_err(|errno| CpuError::Call { what: "multicall", errno })?;
-    check(&results, [("register_vcpu_info", info), ("register_vcpu_time_memory_area", clock)])
-}
-
-fn push_placing<const N: usize>(batch: &mut Batch<N>) -> [Option<CallToken>; 2] {
     let vcpu = percpu::current().vcpu();
     let VcpuInfoPlace { mfn, offset } = vcpu_info_place(percpu::area());
     // SAFETY: the area is reached through shared references only and is never freed (AR1).
     let info = unsafe { batch.register_vcpu_info(vcpu, mfn, offset) }.expect(ROOM);
     // SAFETY: there is no area.
     let clock = unsafe { batch.register_time(vcpu, ptr::null_mut()) }.expect(ROOM);
-    [Some(info), Some(clock)]
+    let results = batch.issue().map_err(|errno| CpuError::Call { what: "multicall", errno })?;
+    check(&results, [("register_vcpu_info", Some(info)), ("register_vcpu_time_memory_area", Some(clock))])
 }
 
 fn check<const N: usize, const M: usize>(
@@ -213,8 +190,8 @@ pub(super) fn vcpu_info_place(area: &Area) -> VcpuInfoPlace {
 ///
 /// # Panics
 /// If Xen refuses: this vcpu can neither run nor say so in any better way.
-pub(crate) fn restore_this_cpu(masked: &Masked, outcome: Outcome, placed: Placed) {
-    if let Err(failed) = restore_cpu(&ThisCpu { placed, outcome }, outcome, masked) {
+pub(crate) fn restore_this_cpu(masked: &Masked, outcome: Outcome) {
+    if let Err(failed) = restore_cpu(&ThisCpu { outcome }, outcome, masked) {
         panic!("vcpu {}: {failed}", percpu::current());
     }
 }
@@ -222,11 +199,10 @@ pub(crate) fn restore_this_cpu(masked: &Masked, outcome: Outcome, placed: Placed
 /// The first life of a CPU is as a new one. Its `vcpu_info` was placed before.
 pub(super) fn first_life(masked: &Masked) {
     trace::apart(masked);
-    restore_this_cpu(masked, Outcome::Resumed, Placed::Yes);
+    restore_this_cpu(masked, Outcome::Resumed);
 }
 
 struct ThisCpu {
-    placed: Placed,
     outcome: Outcome,
 }
 
@@ -235,7 +211,7 @@ impl CpuSteps for ThisCpu {
 
     fn each_cpu(&self, step: EachCpu, masked: &Masked) -> Result<(), CpuError> {
         match step {
-            EachCpu::Bind => bind_this_cpu(masked, self.placed)?,
+            EachCpu::Bind => bind_this_cpu(masked)?,
             EachCpu::ServeInbox => mail().serve(masked),
             EachCpu::JoinRollCall => join_roll_call(masked, self.outcome)?,
         }

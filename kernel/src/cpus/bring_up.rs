@@ -9,11 +9,12 @@ use xen_sys::Errno;
 use xen_sys::hypercall::vcpu;
 use xen_sys::primitive::sync::atomic::AtomicU8;
 
-use super::bind::{Placed, all_alive, first_life, place_vcpu_info, restore_this_cpu};
+use super::away::Away;
+use super::bind::{all_alive, first_life, place_vcpu_info, restore_this_cpu};
 use super::laggards::{LastSeen, show_area};
 use super::{AtomicState, CPUS, Cpus, Deliver, State, get, note};
 use crate::given::Given;
-use crate::{events, executor, memory, time};
+use crate::{events, executor, memory, time, vector};
 
 /// How often a waiter looks before it gives its processor back.
 const PATIENCE: Patience = Patience::SHORT;
@@ -58,6 +59,7 @@ pub(crate) fn start_boot_cpu(nr: usize, resume: boot::Resume, shared_info_maddr:
         roll_call: RollCall::new(nr),
         states: PerCpu::new(nr, |_| AtomicState(AtomicU8::new(State::Starting as u8))),
         last_seen: PerCpu::new(nr, |_| LastSeen::new()),
+        away: Away::new(nr),
     });
     let masked = percpu::mask_upcalls();
     // SAFETY: no other vcpu has been started.
@@ -87,7 +89,7 @@ pub(crate) fn start_others(wanted: &CpuSet) {
         let quiesced = unsafe { Quiesced::assume() };
         get().roll_call.begin(&quiesced, |cpu| cpu == CpuId::BOOT || wanted.contains(cpu));
         // vcpu 0 is of this round, as it is of one after a checkpoint.
-        restore_this_cpu(&masked, Outcome::Continued, Placed::Yes);
+        restore_this_cpu(&masked, Outcome::Continued);
     }
     for cpu in wanted.iter().filter(|cpu| *cpu != CpuId::BOOT) {
         if let Err(error) = super::hotplug::start(cpu) {
@@ -105,6 +107,7 @@ unsafe extern "C" fn stasis_secondary_main(_argument: u64) -> ! {
     let masked = percpu::mask_upcalls();
     // In a later life of the domain it said last that it was down.
     note(State::Starting);
+    vector::begin_anew();
     show_area();
     first_life(&masked);
     drop(masked);

@@ -3,26 +3,20 @@
 //!
 //! | vcpu 0's | PENDING of the port | [`DOOR`] |
 //! |---|---|---|
-//! | `shut`: all are out, the next rendezvous begins | cleared | the port |
-//! | `seal`: all have arrived, a suspend may strike | clear | 0 |
-//! | [`renew`]: in a new domain, in which there is no such port | clear, of a new one | the new port |
+//! | `shut`: all are out, the next rendezvous begins | cleared | the port; in a new life of the domain it makes one |
 //! | `open` | set by the send | 0 |
 //!
-//! Xen takes the port's number out of [`DOOR`] inside the hypercall. 0 is no port: the poll fails at once, and the vcpu yields. So a
-//! vcpu on which the suspend strikes just before its poll does not sleep in the new domain, on a number that may be another's
-//! port by then and with a time out of the old host's; one that sleeps is woken by the restore, which keeps no sleep. Then all of them
-//! are awake at once, and would look and yield until they are released, each ahead of vcpu 0 as soon as that has run for longer than
-//! they have. So the first thing that vcpu 0 does in a new domain is to make the port anew, on which they sleep as before.
+//! Xen takes the port's number out of [`DOOR`] inside the hypercall. 0 is no port: the poll fails at once, and the vcpu yields. No poll
+//! outlives its domain: whoever waits at a suspend is down ([`super::away`]).
 //!
 //! With the 2-level ABI and with FIFO alike Xen wakes the pollers of a masked port (`evtchn_check_pollers`): it goes through the
 //! vcpus that poll, and only while some do.
 //!
-//! Without a port (the domain has no more, or it is beyond the event pages) all yield. Suspend: *rebuilt* by [`renew`].
-//! Turned down: `SCHEDOP_block` and an event for each, n hypercalls in place of one, and a vcpu that blocks after a restore has
-//! nobody to wake it.
+//! Without a port (the domain has no more, or it is beyond the event pages) all yield. Suspend: *rebuilt* by the next `shut`.
+//! Turned down: `SCHEDOP_block` and an event for each, n hypercalls in place of one.
 
 use evtchn::{Incarnation, PortNr};
-use percpu::{CpuId, Masked, Quiesced};
+use percpu::{CpuId, Masked};
 use smp::Relax;
 use xen_sys::Errno;
 use xen_sys::hypercall::poll::poll_for;
@@ -34,15 +28,12 @@ use super::bind::CALLS;
 use crate::relax::Processor;
 use crate::{events, time};
 
-/// What waits are on, for Xen to read; 0: waits do not last. Written by vcpu 0, while nobody waits or before a suspend.
+/// What waits are on, for Xen to read; 0: waits do not last. Written by vcpu 0.
 static DOOR: AtomicU32 = AtomicU32::new(0);
 
 /// The port, and the life of the domain that it is of. Read and written by vcpu 0 only.
 static PORT: AtomicU32 = AtomicU32::new(0);
 static LIFE: AtomicU32 = AtomicU32::new(Incarnation::NONE.get());
-
-/// Ports below this have an event word with the FIFO ABI from the moment on in which it is in force.
-const FIRST_PAGE: u32 = 1024;
 
 /// See the head of this file.
 pub(crate) struct Gate;
@@ -54,9 +45,11 @@ pub(super) fn port() -> Option<PortNr> {
     PortNr::new(PORT.load(Ordering::Relaxed)).filter(|_| of_this_life)
 }
 
-/// Makes the port, once in a life of the domain, if it `is_seen` by both ABIs. It is masked, as every port is that our tables do not
-/// know. Two hypercalls where it turns out to be of no use, else one.
-fn make_port(life: Incarnation, is_seen: impl FnOnce(&PortNr) -> bool) -> Option<PortNr> {
+/// Makes the port, once in a life of the domain. It is masked, as every port is that our tables do not know. Two hypercalls where it
+/// is beyond the event pages, else one. Context: vcpu 0.
+fn make_port() -> Option<PortNr> {
+    let events = events::get();
+    let life = events.incarnation();
     // ORDERING: Relaxed in all, as in `port`.
     if LIFE.load(Ordering::Relaxed) == life.get() {
         return None;
@@ -65,7 +58,7 @@ fn make_port(life: Incarnation, is_seen: impl FnOnce(&PortNr) -> bool) -> Option
     let mut batch = Batch::<CALLS>::new();
     let token = batch.bind_ipi(CpuId::BOOT.vcpu()).expect("the batch has room for one");
     let bound = batch.issue().and_then(|results| results.port(token)).ok();
-    let usable = bound.and_then(PortNr::new).filter(is_seen);
+    let usable = bound.and_then(PortNr::new).filter(|nr| events.forget_pending(*nr));
     if let (Some(bound), None) = (bound, usable) {
         // One that cannot be closed is lost until the domain ends.
         let _ = hypercall::close(bound);
@@ -74,31 +67,21 @@ fn make_port(life: Incarnation, is_seen: impl FnOnce(&PortNr) -> bool) -> Option
     usable
 }
 
-/// Makes the gate of a life that has just begun, in which nobody has a port yet but the toolstack, and puts those who wait to sleep.
-/// Events need not be attached: Xen looks at the port when it is sent to, and by then they are. Context: vcpu 0, quiesced.
-pub(super) fn renew(_others: &Quiesced, _masked: &Masked) {
-    let in_first_page = |nr: &PortNr| nr.get() < FIRST_PAGE;
-    let nr = make_port(events::get().incarnation().next(), in_first_page);
-    // ORDERING: Relaxed: read by Xen, in calls that begin after this one and find the port, or before and do not sleep.
-    DOOR.store(nr.map_or(0, PortNr::get), Ordering::Relaxed);
-}
-
 /// As [`smp::Gate::doze`]; `before_the_call` comes between unmasking and the hypercall, where an upcall may strike.
 fn doze(_masked: &Masked, limit_ns: Option<u64>, before_the_call: impl FnOnce()) -> Result<(), Errno> {
     let until_ns = limit_ns.map_or(0, |ns| time::system_ns().saturating_add(ns));
     let area = percpu::area();
     area.doze.set(&DOOR, until_ns);
-    let parked = area.is_parked();
     // An upcall that strikes now is sent back with upcalls masked, and runs nothing: that is what the token promises. It ends the
     // wait before it begins.
-    area.set_parked(true);
+    area.set_dozing(true);
     let mask = &area.vcpu_info.evtchn_upcall_mask;
-    // ORDERING: Relaxed twice: read by Xen when this vcpu calls it, or is interrupted. After a restore it is plain memory.
+    // ORDERING: Relaxed twice: read by Xen when this vcpu calls it, or is interrupted.
     mask.store(0, Ordering::Relaxed);
     before_the_call();
     let waited = poll_for(&area.doze);
     mask.store(1, Ordering::Relaxed);
-    area.set_parked(parked);
+    area.set_dozing(false);
     waited
 }
 
@@ -118,7 +101,7 @@ pub(super) fn doze_struck_before_the_call(masked: &Masked) -> Result<(), &'stati
         // Xen delivers on its way out of any hypercall.
         let _ = xen_version();
     });
-    smp::Gate::seal(&gate);
+    smp::Gate::open(&gate);
     waited.map_err(|_| "the poll was refused")
 }
 
@@ -134,17 +117,9 @@ impl Relax for Gate {
 
 impl smp::Gate for Gate {
     fn shut(&self) {
-        let nr = port().filter(|nr| events::get().forget_pending(*nr)).or_else(|| {
-            let events = events::get();
-            make_port(events.incarnation(), |nr| events.forget_pending(*nr))
-        });
+        let nr = port().filter(|nr| events::get().forget_pending(*nr)).or_else(make_port);
         // ORDERING: Relaxed: published by the phase that asks the others to come.
         DOOR.store(nr.map_or(0, PortNr::get), Ordering::Relaxed);
-    }
-
-    fn seal(&self) {
-        // ORDERING: Relaxed: read by Xen in a call that begins in the new domain, and a suspend orders all that was before.
-        DOOR.store(0, Ordering::Relaxed);
     }
 
     fn open(&self) {
@@ -152,7 +127,8 @@ impl smp::Gate for Gate {
             // Refused means that it is gone; then nobody sleeps on it.
             let _ = hypercall::send(nr.get());
         }
-        self.seal();
+        // ORDERING: Relaxed: whoever reads the port all the same finds it pending.
+        DOOR.store(0, Ordering::Relaxed);
     }
 
     fn doze(&self, masked: &Masked, limit_ns: Option<u64>) {

@@ -20,6 +20,7 @@ use percpu::{Area, CpuId, CpuSet, PerCpu, Quiesced};
 use smp::bring_up::{self, Start, StartError};
 use smp::{CallNode, Missing, NotPosted, WayUp};
 use spin::Once;
+use xen_sys::abi::arch::VcpuGuestContext;
 use xen_sys::hypercall::misc::set_timer_op;
 
 use super::bind::vcpu_info_place;
@@ -32,11 +33,10 @@ const ANSWER_LIMIT_NS: u64 = 20_000_000_000;
 const LOOK_NS: u64 = 200_000;
 
 /// What a vcpu starts with, made once for each and used again in every life of the domain.
-#[derive(Clone, Copy)]
-struct Place {
-    area: &'static Area,
-    gs_base: u64,
-    stack_top: u64,
+pub(super) struct Place {
+    pub(super) area: &'static Area,
+    pub(super) gs_base: u64,
+    pub(super) stack_top: u64,
 }
 
 static PLACES: Once<PerCpu<Once<Place>>> = Once::new();
@@ -97,16 +97,33 @@ impl fmt::Display for DownError {
     }
 }
 
-fn place_of(cpu: CpuId) -> Result<Place, MmError> {
-    PLACES
-        .call_once(|| PerCpu::new(super::nr(), |_| Once::new()))
-        .on(cpu)
-        .try_call_once(|| {
-            let stack_top = memory::map_stack(cpu)?;
-            let area: &'static Area = Box::leak(Box::new(Area::new(cpu)));
-            Ok(Place { area, gs_base: area.link(), stack_top })
-        })
-        .copied()
+fn place_of(cpu: CpuId) -> Result<&'static Place, MmError> {
+    PLACES.call_once(|| PerCpu::new(super::nr(), |_| Once::new())).on(cpu).try_call_once(|| {
+        let stack_top = memory::map_stack(cpu)?;
+        let area: &'static Area = Box::leak(Box::new(Area::new(cpu)));
+        Ok(Place { area, gs_base: area.link(), stack_top })
+    })
+}
+
+/// The same, for one that has been started before.
+pub(super) fn place_made_for(cpu: CpuId) -> &'static Place {
+    PLACES.get().and_then(|places| places.on(cpu).get()).expect("one that is up has been started")
+}
+
+/// What a vcpu starts with at `entry`, in this life of the domain. Context: as for [`Start::context`].
+pub(super) fn context_at(entry: u64, stack_top: u64, gs_base: u64) -> Box<VcpuGuestContext> {
+    let start = Start {
+        entry,
+        stack_top,
+        argument: 0,
+        gs_base,
+        root_mfn: memory::root_mfn().get(),
+        traps: &traps::table(),
+        upcall_entry: traps::upcall_entry(),
+        failsafe_entry: traps::failsafe_entry(),
+        syscall_entry: traps::syscall_entry(),
+    };
+    start.context()
 }
 
 /// Starts `cpu`, which is down; it finds its own feet at the same time as others. Context: task or boot, on vcpu 0.
@@ -125,18 +142,8 @@ pub(super) fn start(cpu: CpuId) -> Result<(), UpError> {
     let started = match place {
         None => bring_up::restart(&bring_up::Xen, &get().rendezvous, cpu),
         Some(Place { area, gs_base, stack_top }) => {
-            let start = Start {
-                entry: boot::secondary_entry(),
-                stack_top,
-                argument: 0,
-                gs_base,
-                root_mfn: memory::root_mfn().get(),
-                traps: &traps::table(),
-                upcall_entry: traps::upcall_entry(),
-                failsafe_entry: traps::failsafe_entry(),
-                syscall_entry: traps::syscall_entry(),
-            };
-            let (rendezvous, context) = (&get().rendezvous, start.context());
+            let context = context_at(boot::secondary_entry(), *stack_top, *gs_base);
+            let rendezvous = &get().rendezvous;
             if way == WayUp::StartPlaced {
                 // SAFETY: entries and root are the kernel's own; stack and area are this vcpu's, which does not run: what it
                 //   left there in an earlier life of the domain nobody goes back to.

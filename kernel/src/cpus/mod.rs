@@ -8,6 +8,7 @@
 //! | proof of life | `smp::RollCall` | *rebuilt*, begun by vcpu 0 |
 //! | what each CPU is doing | [`state_racy`] | *kept* |
 
+mod away;
 mod bind;
 mod bring_up;
 mod gate;
@@ -28,9 +29,9 @@ use crate::given::Given;
 use crate::logfmt::Line;
 use crate::{console, events, time, trace};
 
-pub(crate) use bind::{
-    CpuError, Placed, all_alive, bind_for_others, place_vcpu_info, restore_this_cpu, take_what_came,
-};
+use away::Away;
+pub(crate) use away::{bring_others_up, initialise_others, take_others_down};
+pub(crate) use bind::{CpuError, all_alive, bind_for_others, place_vcpu_info, restore_this_cpu, take_what_came};
 pub(crate) use bring_up::{count, online, start_boot_cpu, start_others};
 pub(crate) use hotplug::{bring_up, changes, is_down, is_up, leave, nr_up, take_down};
 pub(crate) use laggards::Laggards;
@@ -52,6 +53,7 @@ struct Cpus {
     roll_call: RollCall,
     states: PerCpu<AtomicState>,
     last_seen: PerCpu<LastSeen>,
+    away: Away,
 }
 
 static CPUS: Once<Cpus> = Once::new();
@@ -192,11 +194,6 @@ static GIVEN_UP: AtomicU64 = AtomicU64::new(0);
 pub(crate) fn rendezvous_racy() -> (u64, u64) {
     // ORDERING: Relaxed, counts.
     (HELD.load(Ordering::Relaxed), GIVEN_UP.load(Ordering::Relaxed))
-}
-
-/// [`TakeOver::RenewGate`](smp::order::TakeOver::RenewGate). Context: vCPU 0, quiesced. One hypercall.
-pub(crate) fn renew_gate(others: &Quiesced, masked: &Masked) {
-    gate::renew(others, masked);
 }
 
 /// Whether `nr` is what those poll who wait in a rendezvous. Context: vcpu 0.

@@ -1,11 +1,12 @@
 //! The follower's side of a rendezvous: when a CPU parks, and how it comes back.
 
 use percpu::CpuId;
+use smp::Outcome;
 use smp::trace::Mark;
 
 use super::gate::Gate;
-use super::{Placed, State, bind, get, note};
-use crate::trace;
+use super::{State, bind, get, note};
+use crate::{trace, vector};
 
 /// Whether this CPU is to park.
 pub(crate) fn park_is_asked() -> bool {
@@ -35,13 +36,18 @@ fn park() -> AfterPark {
     let masked = percpu::mask_upcalls();
     note(State::Parked);
     trace::parked(&masked);
-    // From before a suspend can strike until this CPU has its own vcpu_info again.
-    percpu::area().set_parked(true);
-    let parked = get().rendezvous.park(&masked, &Gate, &get().mail);
+    let vectors = vector::Kept::of_this_cpu();
+    // SAFETY: it is taken away only while it is stopped, in the wait of the rendezvous: a loop over one word and hypercalls that owns nothing, lends
+    //   nothing, and is safe to be begun anew (RV3).
+    let parked = unsafe { get().away.while_waiting(|| get().rendezvous.park(&masked, &Gate, &get().mail)) };
+    // A doze that it was taken away in did not.
+    percpu::area().set_dozing(false);
     trace::mark(&masked, Mark::Released);
-    bind::restore_this_cpu(&masked, parked.outcome(), Placed::No);
+    if parked.outcome() == Outcome::Resumed {
+        vectors.restore_in_new_domain();
+    }
+    bind::restore_this_cpu(&masked, parked.outcome());
     bind::take_what_came(&masked);
-    percpu::area().set_parked(false);
     drop(parked);
     if get().hotplug.is_leaving() { AfterPark::Leave } else { AfterPark::Back }
 }

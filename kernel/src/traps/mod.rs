@@ -48,23 +48,21 @@ extern "C" fn entered(frame: &mut Frame) -> bool {
     }
     match frame.vector {
         3 => crate::say!("breakpoint", cpu = percpu::current(), rip = format_args!("{:#x}", frame.rip)),
-        UPCALL => upcall_while_parked(frame),
+        UPCALL => upcall_while_dozing(frame),
         _ => panic::exception(frame),
     }
     false
 }
 
-/// A suspend may have struck: what Xen takes for this vcpu's `vcpu_info` can be a legacy slot of before, or from id 32 on the dummy that
-/// all domains share. Neither may be touched from here, and its pending flag cannot be cleared. Going back masked keeps it from
-/// coming again at once. Or it dozes: with upcalls masked again Xen would not see, as the poll begins, that an event is
-/// there, and later ones do not wake it either.
-fn upcall_while_parked(frame: &mut Frame) {
+/// Goes back masked, as handlers must not run there. Then Xen would not see, as the poll begins, that an event is there, and later ones
+/// do not wake it either; so the poll is made to end at once.
+fn upcall_while_dozing(frame: &mut Frame) {
     percpu::area().doze.end_at_once();
     frame.return_masked();
 }
 
 /// An event has come, or Xen thinks so. Called by the event callback's stub, upcalls masked, on the interrupted stack, unless this CPU
-/// is parked or has been in user mode; and by who handles the latter. `rip`: what was interrupted, in its frame.
+/// dozes or has been in user mode; and by who handles the latter. `rip`: what was interrupted, in its frame.
 pub(crate) extern "C" fn upcall(rip: &u64) {
     let area = percpu::area();
     area.upcall_rip.store(*rip, Ordering::Relaxed); // ORDERING: Relaxed, shown to people.

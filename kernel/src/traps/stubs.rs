@@ -20,7 +20,7 @@ use super::frame::{Frame, UpcallFrame};
 
 /// The vector in a [`Frame`] that came from the failsafe callback.
 pub(crate) const FAILSAFE: u64 = 0x101;
-/// The vector in a [`Frame`] that came from the event callback, which is so from user mode and on a CPU that is parked.
+/// The vector in a [`Frame`] that came from the event callback, which is so from user mode and on a CPU that dozes.
 pub(crate) const UPCALL: u64 = 0x102;
 /// The vector in a [`Frame`] that came from `syscall` in user mode.
 pub(crate) const SYSCALL: u64 = 0x103;
@@ -165,7 +165,7 @@ global_asm!(
     ".size stasis_syscall, . - stasis_syscall",
     "",
     // Upcalls that the event callback passes on: from user mode, whose registers may have to be kept, all of them; and those that strike
-    // a CPU that is parked, which are rare.
+    // a CPU that dozes, which are rare.
     ".type stasis_upcall_aside, @function",
     "stasis_upcall_aside:",
     "    pop rcx",

@@ -39,6 +39,7 @@ use xen_sys::hypercall::Batch;
 use xen_sys::primitive::sync::atomic::{AtomicU64, Ordering};
 
 use crate::traps::{self, Frame, SYSCALL, UPCALL};
+use crate::vector::{self, Width};
 use crate::{cpus, events, executor, memory};
 
 /// Exception 14 has its address in cr2.
@@ -115,6 +116,7 @@ pub(crate) fn run_if_any(masked: &Masked) -> bool {
         _ => return false,
     };
     cpus::note_user();
+    vector::note_use(Width::Xmm);
     registers.enter_user();
     // What another address space had at the same addresses is in the TLB, and global.
     let flush = slot.loaded.replace(Some(root)) != Some(root);

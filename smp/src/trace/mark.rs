@@ -43,10 +43,14 @@ pub enum Mark {
     SharedInfoUnmapped,
     /// vCPU 0: [`Prepare::MfnsToPfns`] is done.
     RingsToPfns,
+    /// vCPU 0: [`Prepare::TakeOthersDown`] is done.
+    OthersDown,
     /// vCPU 0: the next instruction is the hypercall.
     Suspending,
     /// vCPU 0: the first instruction after it.
     Back,
+    /// vCPU 0: [`Prepare::TakeOthersDown`] is undone.
+    OthersUp,
     /// vCPU 0: [`Prepare::MfnsToPfns`] is undone.
     RingsToMfns,
     /// vCPU 0: [`Prepare::UnmapSharedInfo`] is undone.
@@ -55,8 +59,6 @@ pub enum Mark {
     EventsReattached,
     /// vCPU 0: [`Prepare::MaskLegacySlots`] is undone, for which there is nothing to do.
     LegacyLeft,
-    /// vCPU 0: [`TakeOver::RenewGate`] is done.
-    GateRenewed,
     /// vCPU 0: [`TakeOver::MapSharedInfo`] is done.
     SharedInfoMapped,
     /// vCPU 0: [`TakeOver::MaskLegacySlots`] is done.
@@ -71,8 +73,12 @@ pub enum Mark {
     EventsAttached,
     /// vCPU 0: [`TakeOver::BindForOthers`] is done, or left to the others.
     OthersBound,
+    /// vCPU 0: [`TakeOver::InitialiseOthers`] is done.
+    OthersInitialised,
     /// vCPU 0: it has released the others.
     AllReleased,
+    /// vCPU 0: the others have been brought up in a new domain.
+    OthersStarted,
     /// Another CPU: it has seen that it is released.
     Released,
     /// [`EachCpu::Bind`] is done.
@@ -96,7 +102,7 @@ pub enum Mark {
 }
 
 /// Every mark, and what it is called in lines of the console, where `_ns` follows.
-const NAMES: [(Mark, &str); 39] = [
+const NAMES: [(Mark, &str); 42] = [
     (Mark::Asked, "asked"),
     (Mark::Answered, "answered"),
     (Mark::Quiet, "quiet"),
@@ -111,13 +117,14 @@ const NAMES: [(Mark, &str); 39] = [
     (Mark::EventsDetached, "events_detached"),
     (Mark::SharedInfoUnmapped, "shared_info_unmapped"),
     (Mark::RingsToPfns, "rings_to_pfns"),
+    (Mark::OthersDown, "others_down"),
     (Mark::Suspending, "suspending"),
     (Mark::Back, "back"),
+    (Mark::OthersUp, "others_up"),
     (Mark::RingsToMfns, "rings_to_mfns"),
     (Mark::SharedInfoRemapped, "shared_info_remapped"),
     (Mark::EventsReattached, "events_reattached"),
     (Mark::LegacyLeft, "legacy_left"),
-    (Mark::GateRenewed, "gate_renewed"),
     (Mark::SharedInfoMapped, "shared_info_mapped"),
     (Mark::NewLegacyMasked, "new_legacy_masked"),
     (Mark::VcpuInfoPlaced, "vcpu_info_placed"),
@@ -125,7 +132,9 @@ const NAMES: [(Mark, &str); 39] = [
     (Mark::P2mPublished, "p2m_published"),
     (Mark::EventsAttached, "events_attached"),
     (Mark::OthersBound, "others_bound"),
+    (Mark::OthersInitialised, "others_initialised"),
     (Mark::AllReleased, "all_released"),
+    (Mark::OthersStarted, "others_started"),
     (Mark::Released, "released"),
     (Mark::Bound, "bound"),
     (Mark::InboxServed, "inbox_served"),
@@ -178,6 +187,7 @@ impl Mark {
             Prepare::DetachEvents => Mark::EventsDetached,
             Prepare::UnmapSharedInfo => Mark::SharedInfoUnmapped,
             Prepare::MfnsToPfns => Mark::RingsToPfns,
+            Prepare::TakeOthersDown => Mark::OthersDown,
         }
     }
 
@@ -188,13 +198,13 @@ impl Mark {
             Prepare::DetachEvents => Mark::EventsReattached,
             Prepare::UnmapSharedInfo => Mark::SharedInfoRemapped,
             Prepare::MfnsToPfns => Mark::RingsToMfns,
+            Prepare::TakeOthersDown => Mark::OthersUp,
         }
     }
 
     /// This step in the new domain is done.
     pub fn took_over(step: TakeOver) -> Mark {
         match step {
-            TakeOver::RenewGate => Mark::GateRenewed,
             TakeOver::MapSharedInfo => Mark::SharedInfoMapped,
             TakeOver::MaskLegacySlots => Mark::NewLegacyMasked,
             TakeOver::PlaceBootVcpuInfo => Mark::VcpuInfoPlaced,
@@ -202,6 +212,7 @@ impl Mark {
             TakeOver::PublishP2m => Mark::P2mPublished,
             TakeOver::AttachEvents => Mark::EventsAttached,
             TakeOver::BindForOthers => Mark::OthersBound,
+            TakeOver::InitialiseOthers => Mark::OthersInitialised,
         }
     }
 
@@ -229,13 +240,14 @@ impl Mark {
             | Mark::EventsDetached
             | Mark::SharedInfoUnmapped
             | Mark::RingsToPfns
+            | Mark::OthersDown
             | Mark::Suspending => Stage::Prepare,
             Mark::Back => Stage::Suspended,
-            Mark::RingsToMfns
+            Mark::OthersUp
+            | Mark::RingsToMfns
             | Mark::SharedInfoRemapped
             | Mark::EventsReattached
             | Mark::LegacyLeft
-            | Mark::GateRenewed
             | Mark::SharedInfoMapped
             | Mark::NewLegacyMasked
             | Mark::VcpuInfoPlaced
@@ -243,7 +255,9 @@ impl Mark {
             | Mark::P2mPublished
             | Mark::EventsAttached
             | Mark::OthersBound
-            | Mark::AllReleased => Stage::TakeOver,
+            | Mark::OthersInitialised
+            | Mark::AllReleased
+            | Mark::OthersStarted => Stage::TakeOver,
             Mark::Released => Stage::Notice,
             Mark::Bound | Mark::InboxServed | Mark::Joined => Stage::Restore,
             Mark::Connected | Mark::Thawed => Stage::Connect,

@@ -12,7 +12,7 @@ use crate::steps::{WELL, domid};
 const VCPUS: u32 = 4;
 
 /// On vCPU 0, whatever the outcome, up to the hypercall and from its return on; and what stands between return and release.
-const LEADER_BEFORE: [Mark; 13] = [
+const LEADER_BEFORE: [Mark; 14] = [
     Mark::Asked,
     Mark::Answered,
     Mark::Quiet,
@@ -24,11 +24,11 @@ const LEADER_BEFORE: [Mark; 13] = [
     Mark::EventsDetached,
     Mark::SharedInfoUnmapped,
     Mark::RingsToPfns,
+    Mark::OthersDown,
     Mark::Suspending,
     Mark::Back,
 ];
 const TAKEN_OVER: [Mark; 8] = [
-    Mark::GateRenewed,
     Mark::SharedInfoMapped,
     Mark::NewLegacyMasked,
     Mark::VcpuInfoPlaced,
@@ -36,6 +36,7 @@ const TAKEN_OVER: [Mark; 8] = [
     Mark::P2mPublished,
     Mark::EventsAttached,
     Mark::OthersBound,
+    Mark::OthersInitialised,
 ];
 const FOLLOWER_BEFORE: [Mark; 3] = [Mark::Parked, Mark::Arrived, Mark::Released];
 

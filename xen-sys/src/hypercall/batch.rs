@@ -20,14 +20,15 @@ use arrayvec::ArrayVec;
 use super::{address_of, multicall};
 use crate::Errno;
 use crate::abi::GuestHandle;
+use crate::abi::arch::VcpuGuestContext;
 use crate::abi::event_channel::{
     EVTCHNOP_bind_ipi, EVTCHNOP_bind_virq, EVTCHNOP_init_control, EVTCHNOP_send, EVTCHNOP_set_priority, EvtchnBindIpi,
     EvtchnBindVirq, EvtchnInitControl, EvtchnSend, EvtchnSetPriority,
 };
 use crate::abi::vcpu::{
-    VCPUOP_register_runstate_memory_area, VCPUOP_register_vcpu_info, VCPUOP_register_vcpu_time_memory_area,
-    VCPUOP_stop_periodic_timer, VcpuRegisterRunstateMemoryArea, VcpuRegisterTimeMemoryArea, VcpuRegisterVcpuInfo,
-    VcpuRunstateInfo,
+    VCPUOP_down, VCPUOP_initialise, VCPUOP_register_runstate_memory_area, VCPUOP_register_vcpu_info,
+    VCPUOP_register_vcpu_time_memory_area, VCPUOP_stop_periodic_timer, VCPUOP_up, VcpuRegisterRunstateMemoryArea,
+    VcpuRegisterTimeMemoryArea, VcpuRegisterVcpuInfo, VcpuRunstateInfo,
 };
 use crate::abi::xen::{
     __HYPERVISOR_event_channel_op, __HYPERVISOR_mmuext_op, __HYPERVISOR_set_timer_op, __HYPERVISOR_stack_switch,
@@ -101,6 +102,11 @@ impl Call {
 
     const fn vcpu_op(cmd: u32, vcpu: u32, argument: Argument) -> Call {
         Call { op: __HYPERVISOR_vcpu_op, args: [cmd as u64, vcpu as u64, 0, 0], place: 2, binds: None, argument }
+    }
+
+    /// A `vcpu_op` whose argument, if it has one, is not the batch's.
+    const fn on_vcpu(cmd: u32, vcpu: u32, address: u64) -> Call {
+        Call::plain(__HYPERVISOR_vcpu_op, [cmd as u64, vcpu as u64, address, 0])
     }
 
     const fn mmuext_op(op: MmuextOp) -> Call {
@@ -237,6 +243,30 @@ impl<const N: usize> Batch<N> {
         self.push(Call::vcpu_op(VCPUOP_register_vcpu_info, vcpu, Argument { vcpu_info: op })).map(CallToken)
     }
 
+    /// Adds [`vcpu::initialise`](super::vcpu::initialise).
+    /// # Errors
+    /// No place left.
+    /// # Safety
+    /// As for that function, from the first [`Batch::issue`] after this on; and until the last one `context` is there, unchanged.
+    pub unsafe fn initialise(&mut self, vcpu: u32, context: *const VcpuGuestContext) -> Result<CallToken, BatchFull> {
+        let address = context.expose_provenance() as u64;
+        self.push(Call::on_vcpu(VCPUOP_initialise, vcpu, address)).map(CallToken)
+    }
+
+    /// Adds [`vcpu::up`](super::vcpu::up).
+    /// # Errors
+    /// No place left.
+    pub fn up(&mut self, vcpu: u32) -> Result<CallToken, BatchFull> {
+        self.push(Call::on_vcpu(VCPUOP_up, vcpu, 0)).map(CallToken)
+    }
+
+    /// Adds [`vcpu::down`](super::vcpu::down).
+    /// # Errors
+    /// No place left.
+    pub fn down(&mut self, vcpu: u32) -> Result<CallToken, BatchFull> {
+        self.push(Call::on_vcpu(VCPUOP_down, vcpu, 0)).map(CallToken)
+    }
+
     /// Adds: keep a vcpu's runstate at `area`, written whenever the vcpu is scheduled. Null ends it. Xen answers
     /// `EFAULT`: the address is not the guest's; `ENOENT`.
     /// # Errors
@@ -268,8 +298,7 @@ impl<const N: usize> Batch<N> {
     /// # Errors
     /// No place left.
     pub fn stop_periodic_timer(&mut self, vcpu: u32) -> Result<CallToken, BatchFull> {
-        let args = [VCPUOP_stop_periodic_timer.into(), vcpu.into(), 0, 0];
-        self.push(Call::plain(__HYPERVISOR_vcpu_op, args)).map(CallToken)
+        self.push(Call::on_vcpu(VCPUOP_stop_periodic_timer, vcpu, 0)).map(CallToken)
     }
 
     /// Adds [`misc::set_timer_op`](super::misc::set_timer_op), for the vcpu that issues the batch.
