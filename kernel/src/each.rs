@@ -1,4 +1,4 @@
-//! [`for_each`]: the same hypercall for each of many vcpus, several by one multicall.
+//! [`call_for_each`]: the same hypercall for each of many vcpus, several by one multicall.
 //!
 //! Context: any; no lock, no allocation. Suspend: nothing here is kept.
 
@@ -29,7 +29,10 @@ impl fmt::Display for Refused {
 }
 
 /// One call for each of `cpus`, `N` by one multicall.
-pub(crate) fn for_each<const N: usize>(
+///
+/// # Errors
+/// The first that Xen refused. What was in the same multicall has been done, what comes after it has not.
+pub(crate) fn call_for_each<const N: usize>(
     cpus: impl Iterator<Item = CpuId>,
     what: &'static str,
     push: impl Fn(&mut Batch<N>, u32) -> Result<CallToken, BatchFull>,
@@ -60,10 +63,11 @@ mod tests {
 
     const CALLS: usize = 8;
 
-    /// Takes all others of `nr` vcpus down before a Xen that does not know the one it `refuses`. Whom it was asked for, and by how many multicalls.
+    /// Takes all others of `nr` vcpus down before a Xen that does not know the one it `refuses`. Whom it was asked for, and by how many
+    /// multicalls.
     fn take_down(nr: usize, refuses: Option<u64>) -> (Result<(), Refused>, Vec<u64>, usize) {
         let (mut asked, mut multicalls) = (Vec::new(), 0);
-        let result = for_each::<CALLS>(CpuId::first(nr).skip(1), "VCPUOP_down", Batch::down, |batch| {
+        let result = call_for_each::<CALLS>(CpuId::first(nr).skip(1), "VCPUOP_down", Batch::down, |batch| {
             multicalls += 1;
             batch.issue_with(|entries| {
                 for entry in entries {
@@ -90,9 +94,15 @@ mod tests {
 
     #[test]
     fn who_is_refused_is_named() {
-        let (result, asked, _) = take_down(40, Some(33));
+        let (result, asked, _) = take_down(80, Some(33));
         let error = result.expect_err("it is refused");
         assert_eq!(error.to_string(), "VCPUOP_down of vcpu 33: ENOENT (2)");
-        assert!(asked.contains(&33) && asked.len() <= 39);
+        assert!(asked.into_iter().eq(1..=40), "those of its own multicall, and none after it");
+    }
+
+    #[test]
+    fn a_multicall_that_is_refused_ends_it() {
+        let refused = call_for_each::<CALLS>(CpuId::first(80), "VCPUOP_up", Batch::up, |_| Err(Errno::EPERM));
+        assert_eq!(refused.expect_err("it is refused").to_string(), "multicall for VCPUOP_up: EPERM (1)");
     }
 }

@@ -6,10 +6,10 @@
 //! | `batched` | vcpu 0's, [`AT_ONCE`] calls in a multicall | 3 `n` / 16 | 1 |
 //! | `serial` | vcpu 0's, call by call, as Linux does it | 3 `n` | 1 |
 //!
-//! The one of each other remains: Xen places a `vcpu_info` for the vcpu that asks, or for one that is down. What each way costs is in `docs/decisions/0006-who-binds-after-resume.md`.
+//! The one of each other remains: its runstate area, and with FIFO its control block. What each way costs is in
+//! `docs/decisions/0006-who-binds-after-resume.md`.
 //!
-//! A port that vcpu 0 was given stays masked until its vcpu has placed its `vcpu_info` and takes the port over as its own:
-//! an event of a vcpu without one would go to a page that all domains share. The tick is stopped before VIRQ_TIMER is bound,
+//! A port that vcpu 0 was given stays masked until its vcpu takes it over as its own. The tick is stopped before VIRQ_TIMER is bound,
 //! so that no event of it passes for the timer's.
 //!
 //! Suspend: what was given is taken once, by the vcpu that it is for, in the life of the domain that it is of: only those that are

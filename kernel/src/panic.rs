@@ -31,11 +31,11 @@ const MAX_FRAMES: usize = 32;
 
 /// The reason, for who looks at memory from outside. Text up to the first 0.
 ///
-/// - RE1: written only by the CPU that won `DYING`, once.
+/// - PA1: written only by the CPU that won `DYING`, once.
 #[repr(transparent)]
 pub(crate) struct Reason(UnsafeCell<[u8; 256]>);
 
-// SAFETY: one CPU writes it (RE1) and none reads it.
+// SAFETY: one CPU writes it (PA1) and none reads it.
 unsafe impl Sync for Reason {}
 
 /// Found by its name in the image's symbol table.
@@ -54,7 +54,7 @@ impl Write for ReasonWriter {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let room = 255_usize.saturating_sub(self.written);
         let count = text.len().min(room);
-        // SAFETY: the only writer (RE1), within the array.
+        // SAFETY: the only writer (PA1), within the array.
         let to = unsafe { (*stasis_panic_reason.0.get()).get_mut(self.written..self.written + count) };
         if let Some(to) = to {
             to.copy_from_slice(&text.as_bytes()[..count]);
@@ -89,7 +89,7 @@ pub(crate) fn exception(frame: &Frame) -> ! {
 fn die(message: &dyn fmt::Display, at: &dyn fmt::Display, pc: u64, rbp: u64) -> ! {
     core::mem::forget(percpu::mask_upcalls());
     let cpu = percpu::current();
-    // ORDERING: AcqRel, pairs with itself on other CPUs: one is first, and it alone writes the reason (RE1). Acquire where
+    // ORDERING: AcqRel, pairs with itself on other CPUs: one is first, and it alone writes the reason (PA1). Acquire where
     //   another was: nothing is read because of it.
     match DYING.compare_exchange(NOBODY, cpu.vcpu(), Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => {}
@@ -116,20 +116,23 @@ fn die(message: &dyn fmt::Display, at: &dyn fmt::Display, pc: u64, rbp: u64) -> 
 /// Stops all vcpus but this one; `None` if one still runs when patience is over.
 fn stop_others(this: CpuId) -> Option<Quiesced> {
     let others = || CpuId::first(cpus::nr()).filter(move |cpu| *cpu != this);
-    for other in others() {
-        // A vcpu that was never started is down already.
-        let _ = vcpu::down(other.vcpu());
-    }
     let mut patience = Patience::new(time::tsc());
-    for other in others() {
-        while vcpu::get_runstate_info(other.vcpu()).is_ok_and(|info| info.state == RUNSTATE_running) {
-            if !patience.lasts(time::tsc()) {
-                return None;
+    // Twice: in the first round vcpu 0 may be about to bring others up, and is stopped behind those.
+    for _ in 0..2 {
+        for other in others() {
+            // A vcpu that was never started is down already.
+            let _ = vcpu::down(other.vcpu());
+        }
+        for other in others() {
+            while vcpu::get_runstate_info(other.vcpu()).is_ok_and(|info| info.state == RUNSTATE_running) {
+                if !patience.lasts(time::tsc()) {
+                    return None;
+                }
+                sched::yield_();
             }
-            sched::yield_();
         }
     }
-    // SAFETY: each was seen not running after it had been asked down, and nobody is left to bring it up again.
+    // SAFETY: each was seen not running after it had been asked down, and whoever could have brought it up again was stopped before that.
     Some(unsafe { Quiesced::assume() })
 }
 

@@ -9,8 +9,8 @@
 //! | hypercalls on vcpu 0, but for the suspend itself | before it | after `Resumed` | after `Continued` |
 //! |---|---|---|---|
 //! | freeze, before all others are stopped | 1 for each 32 in user mode (rings them) | | |
-//! | rendezvous, while the others come or go | 1 for each 32 others (rings them), 1 or more (dozes), 1 at the first in each life of the domain (makes the gate) | 1 (opens the gate) | 1 (opens the gate) |
-//! | quiesced, while all wait | 1 (unmap `shared_info`), 1 for each 8 others (take them down) | 3 (map `shared_info`, place `vcpu_info`, ask for the machine's size), 1 for each other (initialises it), and those of `resume=` (none in `parallel`) | 1 (map it), 1 for each 8 others (bring them up) |
+//! | rendezvous, while the others come or go | 1 for each 32 others (rings them), 1 or more (dozes), 1 at the first of all (makes the gate's port) | 1 (opens the gate) | 1 (opens the gate) |
+//! | quiesced, while all wait | 1 (unmap `shared_info`), 1 for each 8 others (take them down) | 4 (map `shared_info`, place `vcpu_info`, ask for the machine's size, make the gate's port), 1 for each other (initialises it), and those of `resume=` (none in `parallel`) | 1 (map it), 1 for each 8 others (bring them up) |
 //! | restoring itself, while all wait | | 2 (bind; timer and roll call) | 1 (timer and roll call) |
 //! | released | | 1 for each 8 others (brings them up), 3 for each device port | |
 //!
@@ -166,7 +166,7 @@ fn run(freezer: &Freezer) -> Result<Report, Abort> {
         if let Err(error) = cpus::bring_others_up() {
             panic!("resume: {error}");
         }
-        trace::mark(&masked, Mark::OthersStarted);
+        trace::mark(&masked, Mark::OthersUp);
     }
     // The roll call's, for which all wait. And again below, for what the devices' peers have sent by then.
     cpus::take_what_came(&masked);
@@ -280,7 +280,7 @@ impl Steps for Sequence {
             Prepare::MfnsToPfns => self.info.rings_to_mfns(),
             Prepare::TakeOthersDown => {
                 if let Err(error) = cpus::bring_others_up() {
-                    panic!("vcpus that were up: {error}");
+                    panic!("after a suspend that changed nothing: {error}");
                 }
             }
         }
@@ -288,7 +288,7 @@ impl Steps for Sequence {
     }
 
     fn suspend(&mut self, _others: &Quiesced, masked: &Masked) -> Result<SuspendOutcome, Errno> {
-        let vectors = vector::Kept::of_this_cpu();
+        let vectors = vector::Saved::of_this_cpu();
         (self.before, self.left_tsc) = (Scale::now(), time::tsc());
         trace::suspending(masked, self.before, self.left_tsc);
         // SAFETY: all others are parked in their loop, and down. start_info has been canonicalised, and shared_info, the only frame that
@@ -316,7 +316,10 @@ impl Steps for Sequence {
                 self.after = time::rebase(others, before, self.back_tsc, wall_zero_ns);
             }
             TakeOver::PublishP2m => memory::publish_p2m(&shared_info().arch).map_err(StepError::Memory)?,
-            TakeOver::AttachEvents => Sequence::attach(others, Ports::Gone)?,
+            TakeOver::AttachEvents => {
+                Sequence::attach(others, Ports::Gone)?;
+                cpus::make_gate(others);
+            }
             TakeOver::BindForOthers => cpus::bind_for_others(others).map_err(StepError::Cpu)?,
             TakeOver::InitialiseOthers => cpus::initialise_others(others, masked).map_err(StepError::Others)?,
         }

@@ -11,7 +11,7 @@
 //! `phases-end`. All times of marks are ns since the request was seen. With `trace=off` there are no rings and no marks.
 //!
 //! Cost, by the disassembled image: a mark is a call of 25 instructions, of 4 with `trace=off`. One is RDTSC, which takes 26 cycles, or
-//! about 8700 where Xen traps it; a suspend is 30 marks on vcpu 0 and 10 on any other. A mark writes two words, both of
+//! about 8700 where Xen traps it; a suspend is 32 marks on vcpu 0 and 11 on any other. A mark writes two words, both of
 //! this CPU's ring: a kilobyte for each vcpu, of which a suspend dirties a page or two.
 
 #[cfg(target_os = "none")]

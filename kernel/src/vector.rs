@@ -1,22 +1,21 @@
 //! Vector registers: x87, SSE and AVX state. The kernel's own code has none; this is for tasks that use them on purpose, each on its own CPU.
 //!
-//! Owns what switches AVX on for a vcpu, and what carries the registers over a suspend where Xen and the toolstack do not. Xen keeps each vcpu's state over whatever
-//! else runs on its processor. Over a suspend:
+//! Owns what switches AVX on for a vcpu, and what carries the registers over a suspend where Xen and the toolstack do not. Xen keeps each
+//! vcpu's state over whatever else runs on its processor. Over a suspend:
 //!
 //! | vcpu | in a new domain | in the same one |
 //! |---|---|---|
-//! | 0 | the toolstack saves and restores all of it | its context has been set anew from a form of it that holds x87 and SSE alone, and the upper halves of its YMM registers are zero (xen/arch/x86/i387.c, `vcpu_setup_fpu`): [`Kept`], with AVX switched on |
-//! | any other | it is down, and started from nothing (`cpus::away`): [`Kept`], if it has [used](note_use) any | nobody touches it |
+//! | 0 | the toolstack saves and restores all of it | its context has been set anew from a form of it that holds x87 and SSE alone, and the upper halves of its YMM registers are zero (xen/arch/x86/i387.c, `vcpu_setup_fpu`): [`Saved`], with AVX switched on |
+//! | any other | it is down, and started from nothing (`cpus::away`): [`Saved`], if it has [used](note_use) any | nobody touches it |
 //!
 //! That is 8 cache lines of the stack, with AVX 14; without use a look at a flag.
 //!
-//! Suspend: XCR0 and the bit of CR4 are *kept* on vcpu 0, and set anew on the others. Turned down: AVX-512, which no machine of ours has.
+//! Suspend: XCR0 and the bit of CR4 are *kept* on vcpu 0, *rebuilt* on the others. Turned down: AVX-512, which no machine of ours has.
 
 use core::arch::asm;
-
 use core::mem::MaybeUninit;
 
-use percpu::PerCpu;
+use percpu::{CpuId, PerCpu};
 use spin::Once;
 use xen_sys::primitive::sync::atomic::{AtomicU8, Ordering};
 
@@ -27,15 +26,41 @@ const CPUID_AVX: u32 = 1 << 28;
 /// x87, SSE and AVX in XCR0.
 const STATE: u32 = 0b111;
 
-/// What each CPU has in use: nothing, or a [`Width`] and one more. Written by its CPU.
-static USED: Once<PerCpu<AtomicU8>> = Once::new();
+/// What of its registers a CPU has in use.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[repr(u8)]
+enum InUse {
+    Nothing,
+    /// x87 and SSE.
+    Xmm,
+    /// AVX too, which is switched on.
+    Ymm,
+}
 
-const NO_USE: u8 = 0;
-const USES_XMM: u8 = Width::Xmm as u8 + 1;
+/// A word that holds an [`InUse`] and nothing else. Read and written by its CPU.
+struct AtomicInUse(AtomicU8);
+
+impl AtomicInUse {
+    fn get(&self) -> InUse {
+        // ORDERING: Relaxed, our own.
+        match self.0.load(Ordering::Relaxed) {
+            0 => InUse::Nothing,
+            1 => InUse::Xmm,
+            _ => InUse::Ymm,
+        }
+    }
+
+    fn set(&self, in_use: InUse) {
+        // ORDERING: Relaxed, our own.
+        self.0.store(in_use as u8, Ordering::Relaxed);
+    }
+}
+
+/// What each CPU has in use. Suspend: *kept*; *cleared* where a CPU that was down before is started in a new domain.
+static IN_USE: Once<PerCpu<AtomicInUse>> = Once::new();
 
 /// The widest registers that a vcpu has.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-#[repr(u8)]
 pub(crate) enum Width {
     /// 16 of 128 bits: every x86-64.
     Xmm,
@@ -66,40 +91,47 @@ impl Width {
 #[repr(C, align(32))]
 pub(crate) struct Registers(pub(crate) [[u64; 4]; 16]);
 
-/// Makes room for what each CPU uses. Boot, once.
+/// Makes room for what each CPU has in use. Boot, once.
 pub(crate) fn init(nr_cpus: usize) {
-    USED.call_once(|| PerCpu::new(nr_cpus, |_| AtomicU8::new(NO_USE)));
+    IN_USE.call_once(|| PerCpu::new(nr_cpus, |_| AtomicInUse(AtomicU8::new(InUse::Nothing as u8))));
 }
 
-fn used() -> &'static AtomicU8 {
-    USED.get().expect("init() runs at boot, before any task").mine()
+fn in_use_here() -> &'static AtomicInUse {
+    IN_USE.get().expect("init() runs at boot, before any task").mine()
 }
 
 /// From here on this CPU's registers, so wide, hold what somebody wants. Context: that CPU.
 pub(crate) fn note_use(width: Width) {
-    let word = width as u8 + 1;
-    // ORDERING: Relaxed twice, written by this CPU only.
-    if used().load(Ordering::Relaxed) < word {
-        used().store(word, Ordering::Relaxed);
+    let used = match width {
+        Width::Xmm => InUse::Xmm,
+        Width::Ymm => InUse::Ymm,
+    };
+    let here = in_use_here();
+    if here.get() < used {
+        here.set(used);
     }
 }
 
 /// This CPU has just been started, with nothing switched on and nothing in its registers. Context: that CPU.
-pub(crate) fn begin_anew() {
-    // ORDERING: Relaxed, written by this CPU only.
-    used().store(NO_USE, Ordering::Relaxed);
+pub(crate) fn forget_use() {
+    in_use_here().set(InUse::Nothing);
 }
 
 /// Switches on what this CPU has. Context: a task, or boot, on each CPU for itself.
 pub(crate) fn enable_here() -> Width {
-    let features = cpuid(1)[2];
-    let avx = features & CPUID_XSAVE != 0 && features & CPUID_AVX != 0 && cpuid(0xd)[0] & STATE == STATE;
-    let width = if avx { Width::Ymm } else { Width::Xmm };
-    if avx {
+    let width = if has_avx() {
         enable_avx();
-    }
+        Width::Ymm
+    } else {
+        Width::Xmm
+    };
     note_use(width);
     width
+}
+
+fn has_avx() -> bool {
+    let features = cpuid(1)[2];
+    features & CPUID_XSAVE != 0 && features & CPUID_AVX != 0 && cpuid(0xd)[0] & STATE == STATE
 }
 
 /// Context: a CPU that has it.
@@ -183,34 +215,40 @@ pub(crate) fn store(width: Width) -> Registers {
 }
 
 /// Room for a CPU's state while it is away: FXSAVE's form, or XSAVE's plain one, of 832 bytes with AVX.
-///
-/// `movaps` comes before each instruction that saves or restores for the lab's sake. Xen gives a vcpu its registers back at the first use after it was scheduled,
-/// which it learns by #NM. Processors raise that for all of them; QEMU's TCG for `movaps` alone, and then Xen's come over ours.
 #[repr(C, align(64))]
 struct Room([u8; 832]);
 
-/// A CPU's vector registers over a suspend, if it has used any.
-pub(crate) struct Kept {
-    /// As [`USED`] was.
-    used: u8,
-    /// Written where that is not 0.
+/// A CPU's vector registers over a suspend, if they are in use.
+///
+/// `movaps` comes before each instruction that saves or restores for the lab's sake. Xen gives a vcpu its registers back at the first use
+/// after it was scheduled, which it learns by #NM. Processors raise that for all of them; QEMU's TCG for `movaps` alone, and then Xen's come
+/// over ours.
+pub(crate) struct Saved {
+    what: InUse,
+    /// Written where that is not `Nothing`.
     room: MaybeUninit<Room>,
 }
 
-impl Kept {
-    /// What this CPU has in its registers, if that is used. Context: that CPU, before a suspend.
-    pub(crate) fn of_this_cpu() -> Kept {
-        // ORDERING: Relaxed, written on the same CPU.
-        let mut kept = Kept { used: used().load(Ordering::Relaxed), room: MaybeUninit::uninit() };
-        match kept.used {
-            NO_USE => {}
-            USES_XMM => {
+impl Saved {
+    /// What this CPU would lose. Context: that CPU, before a suspend.
+    pub(crate) fn of_this_cpu() -> Saved {
+        let what = match in_use_here().get() {
+            // Xen keeps it.
+            InUse::Xmm if percpu::current() == CpuId::BOOT => InUse::Nothing,
+            what => what,
+        };
+        let mut saved = Saved { what, room: MaybeUninit::uninit() };
+        match what {
+            InUse::Nothing => {}
+            InUse::Xmm => {
                 // SAFETY: the area is of 512 bytes and more, and aligned.
-                unsafe { asm!("movaps xmm0, xmm0", "fxsave64 [{0}]", in(reg) kept.room.as_mut_ptr(), options(nostack)) }
+                unsafe {
+                    asm!("movaps xmm0, xmm0", "fxsave64 [{0}]", in(reg) saved.room.as_mut_ptr(), options(nostack))
+                }
             }
-            _ => {
+            InUse::Ymm => {
                 // XSAVE leaves alone what it does not write of its header.
-                let room = kept.room.write(Room([0; 832]));
+                let room = saved.room.write(Room([0; 832]));
                 // SAFETY: the area is as long as the states of XCR0 take, aligned to 64, and its header is zero.
                 unsafe {
                     asm!(
@@ -222,19 +260,21 @@ impl Kept {
                 }
             }
         }
-        kept
+        saved
     }
 
-    /// Puts back what vCPU 0 loses in the same domain. Context: vCPU 0.
+    /// Puts back what vcpu 0 has lost in the same domain. Context: vcpu 0.
     pub(crate) fn restore_in_same_domain(&self) {
-        if self.used > USES_XMM {
-            self.restore();
-        }
+        self.restore();
     }
 
     /// Puts back what any other CPU has lost. Context: that CPU, started in a new domain.
+    ///
+    /// # Panics
+    /// If this machine has no AVX, and what runs here uses it. Where vcpu 0 uses it too the toolstack sees that in its state, and refuses.
     pub(crate) fn restore_in_new_domain(&self) {
-        if self.used > USES_XMM {
+        if self.what == InUse::Ymm {
+            assert!(has_avx(), "this machine has no AVX, and the one that the domain comes from had");
             enable_avx();
         }
         self.restore();
@@ -242,13 +282,13 @@ impl Kept {
 
     fn restore(&self) {
         let room = self.room.as_ptr();
-        match self.used {
-            NO_USE => {}
-            USES_XMM => {
+        match self.what {
+            InUse::Nothing => {}
+            InUse::Xmm => {
                 // SAFETY: as FXSAVE has written it. Code of this target keeps nothing in these registers.
                 unsafe { asm!("movaps xmm0, xmm0", "fxrstor64 [{0}]", in(reg) room, options(nostack, readonly)) }
             }
-            _ => {
+            InUse::Ymm => {
                 // SAFETY: as XSAVE has written it, for the same XCR0. Code of this target keeps nothing in these registers.
                 unsafe {
                     asm!(

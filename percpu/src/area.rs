@@ -26,8 +26,8 @@ use crate::CpuId;
 /// What the gs base of a vcpu points to. 256 bytes, aligned to as many.
 #[repr(C, align(256))]
 pub struct Area {
-    /// Written by Xen and by this CPU. First, so that it fills one cache line. Suspend: *cleared*; each CPU registers
-    /// its own again.
+    /// Written by Xen and by this CPU. First, so that it fills one cache line. Suspend: *cleared*; vCPU 0
+    /// places its own again, and everybody's who is down.
     pub vcpu_info: VcpuInfo,
     /// This area's own address, so that it can be had by one load through gs. Written once, by [`Area::link`].
     this: AtomicPtr<Area>,

@@ -9,7 +9,7 @@
 //!
 //! Only vCPU 0 changes who is up, and it does so in one piece: from the rendezvous in which a CPU learns that it leaves until
 //! Xen says that it is down, vCPU 0 does nothing else. It alone leads a suspend, too; so at every suspend a vcpu is either
-//! waited for and parked, or down, in Xen's eyes as in ours, and its context is not saved. Where one does not go, vCPU 0 does not
+//! waited for and parked, or down; for Xen all but vCPU 0 are, and no context but vCPU 0's is saved. Where one does not go, vCPU 0 does not
 //! wait for ever: it is told who, and goes on. No suspend succeeds then, as one that leaves parks no more; taking it down once
 //! more is to wait for it once more.
 //!
@@ -25,7 +25,8 @@
 //! never ran. What of a start Xen has taken it refuses a second time, so the next try goes on from there ([`WayUp`]).
 //!
 //! Turned down: closing its ports when a CPU goes down. The domain's limit must allow for all of them anyhow, and binding
-//! three again is most of what a start costs. `VCPUOP_down` of another vcpu: it stops anywhere, with locks held.
+//! two again is most of what a start costs. `VCPUOP_down` of another vcpu: it stops anywhere, with locks held, but for one that is parked
+//! in a suspend.
 //!
 //! Context: each function says. Suspend: *kept*. Weakening any ordering below fails in `tests/loom_hotplug.rs`.
 

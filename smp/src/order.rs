@@ -48,7 +48,7 @@ pub enum TakeOver {
 /// A step of every CPU after the release.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum EachCpu {
-    /// In one multicall: own `vcpu_info` (vCPU 0 has it), runstate area, periodic timer stopped, virqs and IPIs bound.
+    /// In one multicall: runstate area, periodic timer stopped, virqs and IPIs bound.
     /// Then the ports are published.
     Bind,
     /// One look into the inbox. In a new domain events of what was posted before are lost; in the same one an IPI of

@@ -19,9 +19,9 @@
 //!
 //! **The leader may take a follower down at any instruction of its wait**, and does so for a suspend: what is down has no context that
 //! the toolstack would save, send and set. In the same domain it is brought up and runs on where it was. In a new one nothing is
-//! left of it but its memory: it is started after the release, and calls [`park`](Rendezvous::park) again, where it was
-//! in there. So while its acknowledgement stands and the phase is not `Quiesce`, a follower reads one word, waits at the [`Gate`] or
-//! yields, and does nothing else that would be missed, or done twice; and `park` goes on from the acknowledgement that it finds.
+//! left of it but its memory: it is started after the release, and calls [`park`](Rendezvous::park) again. So while its acknowledgement
+//! stands and the phase is not `Quiesce`, a follower reads one word, waits at the [`Gate`] or yields, and does nothing else that would be
+//! missed, or done twice; and `park` goes on from the acknowledgement that it finds.
 //!
 //! Who writes: the phase word only the leader, each acknowledgement only its CPU (vCPU 0 for one that is down), the
 //! count of arrivals each CPU once. Suspend: *kept*. Blocking, with a limit before the work. Turned down: stopping in the
@@ -251,8 +251,9 @@ impl Rendezvous {
     /// Waits, if a rendezvous is on, until it is over.
     ///
     /// Context: any CPU but vCPU 0, in its executor, upcalls masked by the caller. After an outcome of `Resumed` the
-    /// caller restores this CPU before it drops the result, and drops it before it unmasks upcalls. A CPU that was taken down in here and is
-    /// started in a new domain calls it once more, and gets the outcome that it waited for. Without a rendezvous, or with one that was cancelled before this CPU came, it returns `Cancelled` at once.
+    /// caller restores this CPU before it drops the result, and drops it before it unmasks upcalls. A CPU that was taken down in here and
+    /// is started in a new domain calls it once more, and gets the outcome that it waited for. Without a rendezvous, or with one that was
+    /// cancelled before this CPU came, it returns `Cancelled` at once.
     ///
     /// Cost: one hypercall for each time that it sleeps: once, or more often where it is called or events come for it; the
     /// last one to arrive makes one more, to wake the leader. Lines: its own acknowledgement is written twice, the
@@ -273,7 +274,7 @@ impl Rendezvous {
         };
         // ORDERING: Relaxed, our own; Xen passes it on to a later life of this CPU.
         let mut said = match ack.load(Relaxed) {
-            // Taken down before it could take that back; it serves nobody, as the phase was another one by then.
+            // `Serving`: taken down between saying so and saying `Arrived` again. It served nobody, as the phase was another one by then.
             Ack::Arrived(generation) | Ack::Serving(generation) => Ack::Arrived(generation),
             Ack::Out | Ack::Offline => Ack::Out,
         };

@@ -30,9 +30,15 @@ pub use mark::{Mark, Stage};
 pub use ring::{Record, Ring, Stamp};
 pub use span::{Span, spans};
 
-/// Words of each CPU. A suspend takes 31 of vCPU 0 and 11 of any other, so the last four are there whole, but
-/// for those that other rendezvous lie between.
+/// Words of each CPU.
 pub const WORDS: usize = 128;
+
+/// Words that a suspend takes of vCPU 0 at most, one that has gone on in a new domain: a head and a mark for each step. Of any other it takes
+/// 12.
+pub const OF_BOOT_CPU: usize = 33;
+
+/// Suspends that are there whole, but for those that other rendezvous lie between. A word is always being written.
+pub const WHOLE: usize = (WORDS - 1) / OF_BOOT_CPU;
 
 /// A CPU's ring, and which record it writes.
 struct Slot {

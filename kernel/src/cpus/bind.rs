@@ -17,8 +17,8 @@
 //! | priority of the IPI, with the FIFO ABI | in a new domain | IPIs come first; the port must be known |
 //! | send to the one before in line | always, but for the first | the roll call |
 //!
-//! A `vcpu_info` has been placed before all this: vcpu 0's by itself ([`place_vcpu_info`]), anybody else's by vcpu 0, while it was down. Xen fills its clock
-//! when it next schedules the vcpu, so for the first time; or when the secondary time area is set, which vcpu 0 does, to none.
+//! A `vcpu_info` has been placed before all this: vcpu 0's by itself ([`place_vcpu_info`]), anybody else's by vcpu 0, while it was down. Xen fills
+//! its clock when it next schedules the vcpu, so for the first time; or when the secondary time area is set, which vcpu 0 does, to none.
 //!
 //! Turned down: a secondary time area (it repeats what
 //! `vcpu_info` holds); waiting for a refreshed clock (up to a second).
@@ -37,11 +37,12 @@ use xen_sys::Errno;
 use xen_sys::hypercall::{Batch, CallToken, Results};
 
 use super::gate::Gate;
-use super::{get, is_up, mail, nr};
+use super::{get, mail, nr, up_others};
 use crate::given::{NotGiven, Own};
 use crate::{events, memory, time, timer, trace, wait};
 
-/// Runstate, tick, control block, two virqs and an IPI take six. A vcpu's own batches in a resume, the gate's, and those for many vcpus all have room for so many, so that their code is there once, and cold once (`docs/decisions/0008-cold-code.md`).
+/// Runstate, tick, control block, two virqs and an IPI take six. A vcpu's own batches in a resume, the gate's, and those for many vcpus all
+/// have room for so many, so that their code is there once, and cold once (`docs/decisions/0008-cold-code.md`).
 pub(super) const CALLS: usize = 8;
 
 pub(super) const ROOM: &str = "the batch has room for all";
@@ -142,8 +143,7 @@ fn join_roll_call(masked: &Masked, outcome: Outcome) -> Result<(), CpuError> {
 /// The first call that Xen refused.
 pub(crate) fn bind_for_others(others: &Quiesced) -> Result<(), CpuError> {
     let Some(given) = &get().given else { return Ok(()) };
-    let cpus = CpuId::first(nr()).filter(|cpu| *cpu != CpuId::BOOT && is_up(*cpu));
-    given.ask_xen(others, cpus, |cpu| events::get().intents(cpu)).map_err(CpuError::ForOthers)
+    given.ask_xen(others, up_others(), |cpu| events::get().intents(cpu)).map_err(CpuError::ForOthers)
 }
 
 /// Takes the events that have come for this CPU, as an upcall would that struck now. Context: masked, in a task or parked.

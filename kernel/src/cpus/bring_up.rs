@@ -107,7 +107,7 @@ unsafe extern "C" fn stasis_secondary_main(_argument: u64) -> ! {
     let masked = percpu::mask_upcalls();
     // In a later life of the domain it said last that it was down.
     note(State::Starting);
-    vector::begin_anew();
+    vector::forget_use();
     show_area();
     first_life(&masked);
     drop(masked);

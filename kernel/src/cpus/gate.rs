@@ -3,7 +3,8 @@
 //!
 //! | vcpu 0's | PENDING of the port | [`DOOR`] |
 //! |---|---|---|
-//! | `shut`: all are out, the next rendezvous begins | cleared | the port; in a new life of the domain it makes one |
+//! | [`make_port`]: in a new life of the domain | clear, of a new one | as it was: 0 |
+//! | `shut`: all are out, the next rendezvous begins | cleared | the port, made now if there is none |
 //! | `open` | set by the send | 0 |
 //!
 //! Xen takes the port's number out of [`DOOR`] inside the hypercall. 0 is no port: the poll fails at once, and the vcpu yields. No poll
@@ -12,7 +13,7 @@
 //! With the 2-level ABI and with FIFO alike Xen wakes the pollers of a masked port (`evtchn_check_pollers`): it goes through the
 //! vcpus that poll, and only while some do.
 //!
-//! Without a port (the domain has no more, or it is beyond the event pages) all yield. Suspend: *rebuilt* by the next `shut`.
+//! Without a port (the domain has no more, or it is beyond the event pages) all yield. Suspend: *rebuilt*.
 //! Turned down: `SCHEDOP_block` and an event for each, n hypercalls in place of one.
 
 use evtchn::{Incarnation, PortNr};
@@ -45,9 +46,10 @@ pub(super) fn port() -> Option<PortNr> {
     PortNr::new(PORT.load(Ordering::Relaxed)).filter(|_| of_this_life)
 }
 
-/// Makes the port, once in a life of the domain. It is masked, as every port is that our tables do not know. Two hypercalls where it
+/// Makes the port, once in a life of the domain, and before anybody has bound many, where that can be: the event page that it is in is
+/// there then. It is masked, as every port is that our tables do not know. Two hypercalls where it
 /// is beyond the event pages, else one. Context: vcpu 0.
-fn make_port() -> Option<PortNr> {
+pub(super) fn make_port() -> Option<PortNr> {
     let events = events::get();
     let life = events.incarnation();
     // ORDERING: Relaxed in all, as in `port`.

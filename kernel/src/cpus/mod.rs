@@ -67,6 +67,11 @@ pub(crate) fn nr() -> usize {
     CPUS.get().map_or(0, |cpus| cpus.nr)
 }
 
+/// All vcpus that are up, but vcpu 0. Context: vcpu 0.
+fn up_others() -> impl Iterator<Item = CpuId> {
+    CpuId::first(nr()).filter(|cpu| *cpu != CpuId::BOOT && is_up(*cpu))
+}
+
 /// Begins a new proof of life of all vcpus that are up. Context: vcpu 0, all others parked.
 pub(crate) fn begin_roll_call(others: &Quiesced) {
     get().roll_call.begin(others, is_up);
@@ -194,6 +199,11 @@ static GIVEN_UP: AtomicU64 = AtomicU64::new(0);
 pub(crate) fn rendezvous_racy() -> (u64, u64) {
     // ORDERING: Relaxed, counts.
     (HELD.load(Ordering::Relaxed), GIVEN_UP.load(Ordering::Relaxed))
+}
+
+/// Makes the port of the gate in a life of the domain that has just begun. Context: vcpu 0, quiesced, events attached. One hypercall.
+pub(crate) fn make_gate(_others: &Quiesced) {
+    gate::make_port();
 }
 
 /// Whether `nr` is what those poll who wait in a rendezvous. Context: vcpu 0.

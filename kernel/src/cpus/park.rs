@@ -36,11 +36,13 @@ fn park() -> AfterPark {
     let masked = percpu::mask_upcalls();
     note(State::Parked);
     trace::parked(&masked);
-    let vectors = vector::Kept::of_this_cpu();
-    // SAFETY: it is taken away only while it is stopped, in the wait of the rendezvous: a loop over one word and hypercalls that owns nothing, lends
-    //   nothing, and is safe to be begun anew (RV3).
-    let parked = unsafe { get().away.while_waiting(|| get().rendezvous.park(&masked, &Gate, &get().mail)) };
-    // A doze that it was taken away in did not.
+    let vectors = vector::Saved::of_this_cpu();
+    // SAFETY: this CPU is lost only if `take_others_down` has taken it down, which asks for `Quiesced`: so it was in the loop of the
+    //   rendezvous over one word and hypercalls, or in an upcall that is sent back, which own nothing, lend nothing, and may be begun again
+    //   (RV3). They do not unwind. It is started with upcalls masked: Xen masks a `vcpu_info` that is placed, or copies the mask from a legacy
+    //   slot, which `TakeOver::MaskLegacySlots` has masked.
+    let parked = unsafe { get().away.restartable(|| get().rendezvous.park(&masked, &Gate, &get().mail)) };
+    // A doze in which it was taken down never cleared this.
     percpu::area().set_dozing(false);
     trace::mark(&masked, Mark::Released);
     if parked.outcome() == Outcome::Resumed {

@@ -2,12 +2,12 @@
 
 use percpu::CpuId;
 use smp::Outcome;
-use smp::trace::{Mark, Record, Stage, WORDS, spans};
+use smp::trace::{Mark, Record, Stage, WHOLE, WORDS, spans};
 
 use crate::time::Scale;
 
 /// Suspends that are remembered: as many as vcpu 0's ring holds whole.
-pub(crate) const KEPT: usize = 4;
+pub(crate) const KEPT: usize = WHOLE;
 
 /// What is known of a suspend beside the marks.
 #[derive(Clone, Copy)]

@@ -9,7 +9,8 @@
 //! | `syscall`, or an exception | out: [`Process::run`] returns | none |
 //!
 //! So user mode is preempted, kernel code is not, and a rendezvous finds no CPU in user mode: a process is frozen as any task is, with
-//! its registers in memory. The root stays loaded meanwhile, over a suspend too, and the toolstack translates it.
+//! its registers in memory. The root stays loaded meanwhile; in a new domain that is so on vcpu 0, whose the toolstack translates, and no other
+//! vcpu has one until it loads it.
 //!
 //! Why the executor, and not the task, enters: a task that does would keep others waiting that are ready already, and timers that are not
 //! armed yet. The price is that tasks go before processes: one that is always ready leaves them nothing.
@@ -17,8 +18,8 @@
 //! One process runs on a CPU at a time, so vector registers are not switched: nothing else of ours uses them but `workload=vectors`. A
 //! process finds there what the one before it has left.
 //!
-//! Context: task, unless said otherwise. Suspend: all of it is *kept*. A vcpu that goes down, and is started anew in a later domain,
-//! has no root; each way in loads it, which costs Xen a comparison where it is loaded already.
+//! Context: task, unless said otherwise. Suspend: all of it is *kept*. Each way in loads the root, which costs Xen
+//! a comparison where it is loaded already.
 
 pub(crate) mod programs;
 mod stubs;

@@ -2,7 +2,7 @@
 //! YMM registers where the machine has AVX, XMM where it has none; the verdict says which.
 //!
 //! A register's words follow from vcpu, register and round, so a state that is another vcpu's, an older one, or zero in its upper half
-//! is found. Between two looks the tasks only wait, so it is Xen's and the toolstack's keeping that is looked at. Nobody keeps the
+//! is found. Between two looks the tasks only wait, so it is Xen's, the toolstack's and `crate::vector`'s keeping that is looked at. Nobody keeps the
 //! registers of a vcpu that goes down: one that has been down meanwhile is not judged, and fills them again.
 
 use percpu::CpuId;

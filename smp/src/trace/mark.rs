@@ -50,7 +50,7 @@ pub enum Mark {
     /// vCPU 0: the first instruction after it.
     Back,
     /// vCPU 0: [`Prepare::TakeOthersDown`] is undone.
-    OthersUp,
+    OthersUpAgain,
     /// vCPU 0: [`Prepare::MfnsToPfns`] is undone.
     RingsToMfns,
     /// vCPU 0: [`Prepare::UnmapSharedInfo`] is undone.
@@ -77,8 +77,8 @@ pub enum Mark {
     OthersInitialised,
     /// vCPU 0: it has released the others.
     AllReleased,
-    /// vCPU 0: the others have been brought up in a new domain.
-    OthersStarted,
+    /// vCPU 0: all others are brought up in a new domain.
+    OthersUp,
     /// Another CPU: it has seen that it is released.
     Released,
     /// [`EachCpu::Bind`] is done.
@@ -120,7 +120,7 @@ const NAMES: [(Mark, &str); 42] = [
     (Mark::OthersDown, "others_down"),
     (Mark::Suspending, "suspending"),
     (Mark::Back, "back"),
-    (Mark::OthersUp, "others_up"),
+    (Mark::OthersUpAgain, "others_up_again"),
     (Mark::RingsToMfns, "rings_to_mfns"),
     (Mark::SharedInfoRemapped, "shared_info_remapped"),
     (Mark::EventsReattached, "events_reattached"),
@@ -134,7 +134,7 @@ const NAMES: [(Mark, &str); 42] = [
     (Mark::OthersBound, "others_bound"),
     (Mark::OthersInitialised, "others_initialised"),
     (Mark::AllReleased, "all_released"),
-    (Mark::OthersStarted, "others_started"),
+    (Mark::OthersUp, "others_up"),
     (Mark::Released, "released"),
     (Mark::Bound, "bound"),
     (Mark::InboxServed, "inbox_served"),
@@ -198,7 +198,7 @@ impl Mark {
             Prepare::DetachEvents => Mark::EventsReattached,
             Prepare::UnmapSharedInfo => Mark::SharedInfoRemapped,
             Prepare::MfnsToPfns => Mark::RingsToMfns,
-            Prepare::TakeOthersDown => Mark::OthersUp,
+            Prepare::TakeOthersDown => Mark::OthersUpAgain,
         }
     }
 
@@ -243,7 +243,7 @@ impl Mark {
             | Mark::OthersDown
             | Mark::Suspending => Stage::Prepare,
             Mark::Back => Stage::Suspended,
-            Mark::OthersUp
+            Mark::OthersUpAgain
             | Mark::RingsToMfns
             | Mark::SharedInfoRemapped
             | Mark::EventsReattached
@@ -257,7 +257,7 @@ impl Mark {
             | Mark::OthersBound
             | Mark::OthersInitialised
             | Mark::AllReleased
-            | Mark::OthersStarted => Stage::TakeOver,
+            | Mark::OthersUp => Stage::TakeOver,
             Mark::Released => Stage::Notice,
             Mark::Bound | Mark::InboxServed | Mark::Joined => Stage::Restore,
             Mark::Connected | Mark::Thawed => Stage::Connect,
@@ -284,7 +284,7 @@ pub enum Stage {
     Suspended,
     /// vCPU 0 takes the new domain over, or undoes the preparation in the old one.
     TakeOver,
-    /// Released, and not aware of it yet: for want of a processor, as a rule.
+    /// Released, and not aware of it yet: for want of a processor, as a rule, or in a new domain not up yet.
     Notice,
     /// Restoring itself.
     Restore,

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | 0 | number | a record begins; what follows is of suspend `number`, or of none |
 //! | 0 | number, and bit 63 | the record of `number` goes on, which something else was in the way of |
-//! | 1..=39 | the TSC, its lowest 58 bits | [`Mark::code`], reached then |
+//! | [`Mark::code`] | the TSC, its lowest 58 bits | this mark, reached then |
 //!
 //! 58 bits of a TSC of 4 GHz last 2.2 years; a reader that knows the TSC of about that time makes up for the rest
 //! ([`Stamp::near`]).

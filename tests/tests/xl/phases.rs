@@ -93,7 +93,9 @@ fn check(told: &Timeline, kind: Kind, done: &Suspend) -> Result<()> {
         let bound: &[Mark] = if kind.continues() { &[] } else { &[Mark::Bound] };
         let restored = [bound, &[Mark::InboxServed, Mark::Joined]].concat();
         let after = if lane.vcpu == 0 {
-            [&[Mark::Back][..], &restored, &[Mark::AllReleased, Mark::Timer]].concat()
+            let (first, last): (&[Mark], &[Mark]) =
+                if kind.continues() { (&[Mark::OthersUpAgain], &[]) } else { (&[], &[Mark::OthersUp]) };
+            [&[Mark::Back], first, &restored, &[Mark::AllReleased], last, &[Mark::Timer]].concat()
         } else {
             [&[Mark::Released][..], &restored, &[Mark::Timer]].concat()
         };
@@ -117,7 +119,7 @@ fn across(told: &Timeline) -> Result<()> {
     for lane in told.lanes.iter().filter(|lane| lane.vcpu != 0) {
         for (mine, for_all, first) in [
             (Mark::Arrived, Mark::AllArrived, true),
-            (Mark::Released, Mark::Back, false),
+            (Mark::Released, Mark::AllReleased, false),
             (Mark::Ipi, Mark::AllAlive, true),
             (Mark::Timer, Mark::AllAlive, true),
         ] {

@@ -1,6 +1,6 @@
 //! Several hypercalls in one trap, with their arguments kept beside them: [`Batch`].
 //!
-//! Made for resume, where one call per vcpu places its `vcpu_info`, registers its areas, binds its virqs and ipis and
+//! Made for resume, where one call per vcpu registers its areas, binds its virqs and ipis and
 //! stops its periodic timer; and for the way into user mode. Contexts: any; no allocation, no lock.
 //!
 //! - BA1: addresses are taken only inside `issue_with`, which holds the batch by `&mut`; so it may move at any other time.
@@ -100,12 +100,12 @@ impl Call {
         Call { binds: Some(Binds::Ipi), ..Call::event_channel_op(EVTCHNOP_bind_ipi, argument) }
     }
 
-    const fn vcpu_op(cmd: u32, vcpu: u32, argument: Argument) -> Call {
+    const fn vcpu_op_with(cmd: u32, vcpu: u32, argument: Argument) -> Call {
         Call { op: __HYPERVISOR_vcpu_op, args: [cmd as u64, vcpu as u64, 0, 0], place: 2, binds: None, argument }
     }
 
     /// A `vcpu_op` whose argument, if it has one, is not the batch's.
-    const fn on_vcpu(cmd: u32, vcpu: u32, address: u64) -> Call {
+    const fn vcpu_op(cmd: u32, vcpu: u32, address: u64) -> Call {
         Call::plain(__HYPERVISOR_vcpu_op, [cmd as u64, vcpu as u64, address, 0])
     }
 
@@ -240,7 +240,7 @@ impl<const N: usize> Batch<N> {
     /// As for that function, from the first [`Batch::issue`] after this on.
     pub unsafe fn register_vcpu_info(&mut self, vcpu: u32, mfn: u64, offset: u32) -> Result<CallToken, BatchFull> {
         let op = VcpuRegisterVcpuInfo { mfn, offset, rsvd: 0 };
-        self.push(Call::vcpu_op(VCPUOP_register_vcpu_info, vcpu, Argument { vcpu_info: op })).map(CallToken)
+        self.push(Call::vcpu_op_with(VCPUOP_register_vcpu_info, vcpu, Argument { vcpu_info: op })).map(CallToken)
     }
 
     /// Adds [`vcpu::initialise`](super::vcpu::initialise).
@@ -250,21 +250,21 @@ impl<const N: usize> Batch<N> {
     /// As for that function, from the first [`Batch::issue`] after this on; and until the last one `context` is there, unchanged.
     pub unsafe fn initialise(&mut self, vcpu: u32, context: *const VcpuGuestContext) -> Result<CallToken, BatchFull> {
         let address = context.expose_provenance() as u64;
-        self.push(Call::on_vcpu(VCPUOP_initialise, vcpu, address)).map(CallToken)
+        self.push(Call::vcpu_op(VCPUOP_initialise, vcpu, address)).map(CallToken)
     }
 
     /// Adds [`vcpu::up`](super::vcpu::up).
     /// # Errors
     /// No place left.
     pub fn up(&mut self, vcpu: u32) -> Result<CallToken, BatchFull> {
-        self.push(Call::on_vcpu(VCPUOP_up, vcpu, 0)).map(CallToken)
+        self.push(Call::vcpu_op(VCPUOP_up, vcpu, 0)).map(CallToken)
     }
 
     /// Adds [`vcpu::down`](super::vcpu::down).
     /// # Errors
     /// No place left.
     pub fn down(&mut self, vcpu: u32) -> Result<CallToken, BatchFull> {
-        self.push(Call::on_vcpu(VCPUOP_down, vcpu, 0)).map(CallToken)
+        self.push(Call::vcpu_op(VCPUOP_down, vcpu, 0)).map(CallToken)
     }
 
     /// Adds: keep a vcpu's runstate at `area`, written whenever the vcpu is scheduled. Null ends it. Xen answers
@@ -278,7 +278,7 @@ impl<const N: usize> Batch<N> {
     pub unsafe fn register_runstate(&mut self, vcpu: u32, area: *mut VcpuRunstateInfo) -> Result<CallToken, BatchFull> {
         let op = VcpuRegisterRunstateMemoryArea { addr: GuestHandle::new(area) };
         let argument = Argument { runstate: op };
-        self.push(Call::vcpu_op(VCPUOP_register_runstate_memory_area, vcpu, argument)).map(CallToken)
+        self.push(Call::vcpu_op_with(VCPUOP_register_runstate_memory_area, vcpu, argument)).map(CallToken)
     }
 
     /// Adds: keep a second copy of a vcpu's clock record at `area`. Null ends it. Xen answers as for
@@ -290,7 +290,7 @@ impl<const N: usize> Batch<N> {
     pub unsafe fn register_time(&mut self, vcpu: u32, area: *mut VcpuTimeInfo) -> Result<CallToken, BatchFull> {
         let op = VcpuRegisterTimeMemoryArea { addr: GuestHandle::new(area) };
         let argument = Argument { time: op };
-        self.push(Call::vcpu_op(VCPUOP_register_vcpu_time_memory_area, vcpu, argument)).map(CallToken)
+        self.push(Call::vcpu_op_with(VCPUOP_register_vcpu_time_memory_area, vcpu, argument)).map(CallToken)
     }
 
     /// Adds: stop a vcpu's periodic timer, which runs at 100 Hz on every vcpu of a new domain. Xen answers `ENOENT`: no
@@ -298,7 +298,7 @@ impl<const N: usize> Batch<N> {
     /// # Errors
     /// No place left.
     pub fn stop_periodic_timer(&mut self, vcpu: u32) -> Result<CallToken, BatchFull> {
-        self.push(Call::on_vcpu(VCPUOP_stop_periodic_timer, vcpu, 0)).map(CallToken)
+        self.push(Call::vcpu_op(VCPUOP_stop_periodic_timer, vcpu, 0)).map(CallToken)
     }
 
     /// Adds [`misc::set_timer_op`](super::misc::set_timer_op), for the vcpu that issues the batch.

@@ -69,8 +69,8 @@ pub fn shutdown(reason: u32) -> Result<(), Errno> {
 #[must_use = "the two outcomes need opposite things to be done"]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SuspendOutcome {
-    /// In a new domain: ports, placed `vcpu_info`s, areas, timers and grants of the old one are gone, and every mfn is
-    /// another.
+    /// In a new domain: ports, placed `vcpu_info`s, areas, timers and grants of the old one are gone, every mfn is
+    /// another, and vcpus that were down are not initialised.
     Resumed,
     /// In the same domain, checkpointed or cancelled: all of it still holds.
     Continued,
@@ -87,8 +87,8 @@ impl SuspendOutcome {
 /// # Errors
 /// As Xen returns them; then nothing has happened.
 /// # Safety
-/// - The others are parked outside of hypercalls that carry mfns, and none of them uses `vcpu_info` or the clock until
-///   it has been told the outcome.
+/// - Every other vcpu is down, or parked outside of hypercalls that carry mfns and uses neither `vcpu_info` nor the clock until it has
+///   been told the outcome.
 /// - `start_info_mfn` is the mfn of `start_info`, whose `store_mfn` and console mfn hold pfns now.
 /// - No mfn obtained before the call is used after [`SuspendOutcome::Resumed`], and no mapping of a frame that is not
 ///   ours (shared_info, grants) is present during it.

@@ -113,6 +113,26 @@ fn every_call_is_marshalled_as_the_header_says() {
 }
 
 #[test]
+fn the_life_of_a_vcpu_is_marshalled_as_the_header_says() {
+    let context = VcpuGuestContext::zeroed();
+    let mut batch = Batch::<3>::new();
+    // SAFETY: only ever issued to the fake below.
+    unsafe { batch.initialise(700, &raw const context) }.expect("room");
+    batch.up(700).expect("room");
+    batch.down(701).expect("room");
+    batch
+        .issue_with(|entries| {
+            let [initialise, up, down] = entries else { panic!("three went in") };
+            assert_eq!((initialise.op, initialise.args[0], initialise.args[1]), (24, 0, 700));
+            assert_eq!(initialise.args[2], core::ptr::from_ref(&context).addr() as u64, "it is read where it stands");
+            assert_eq!((up.op, [up.args[0], up.args[1], up.args[2]]), (24, [1, 700, 0]));
+            assert_eq!((down.op, [down.args[0], down.args[1], down.args[2]]), (24, [2, 701, 0]));
+            Ok(())
+        })
+        .expect("the fake takes all");
+}
+
+#[test]
 fn the_way_into_user_mode_is_marshalled_as_the_header_says() {
     let mut batch = Batch::<3>::new();
     // SAFETY: only ever issued to the fake below.
