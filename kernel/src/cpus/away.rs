@@ -6,7 +6,7 @@
 //! | before the hypercall | `VCPUOP_down`, wherever it is in its wait | 1 for each [`CALLS`] |
 //! | the same domain goes on, or there was no suspend | `VCPUOP_up`: it goes on where it was | 1 for each [`CALLS`] |
 //! | in a new domain, before the release | its `vcpu_info` placed, `VCPUOP_initialise` | 1 |
-//! | after it | `VCPUOP_up`: it begins its wait again ([`reentry`]) | 1 for each [`CALLS`] |
+//! | after it | `VCPUOP_up`, down and up again: it begins its wait again ([`reentry`]) | 1 for each 2 |
 //!
 //! A vcpu that is down has no context that the toolstack would read, send and set, which saves one to three milliseconds of standing still
 //! for each (`docs/decisions/0010-down-over-a-suspend.md`). And a restore starts vcpu 0 alone, so that nobody runs in a new domain on an old
@@ -80,19 +80,36 @@ impl Away {
 /// # Panics
 /// If they cannot be brought up again: nobody would ever come back.
 pub(crate) fn take_others_down(_others: &Quiesced) -> Result<(), Refused> {
-    call_for_each::<CALLS>(up_others(), "VCPUOP_down", Batch::down, Batch::issue).inspect_err(|error| {
+    call_for_each::<CALLS, 1>(up_others(), "VCPUOP_down", Batch::down, Batch::issue).inspect_err(|error| {
         if let Err(worse) = bring_others_up() {
             panic!("{error}, and then {worse}");
         }
     })
 }
 
-/// Has those run that are down: in the same life of the domain where they were, in a new one as they have been initialised. Context: vcpu 0.
+/// Has those run again that are down in the same life of the domain. Context: vcpu 0.
 ///
 /// # Errors
 /// Xen's.
 pub(crate) fn bring_others_up() -> Result<(), Refused> {
-    call_for_each::<CALLS>(up_others(), "VCPUOP_up", Batch::up, Batch::issue)
+    call_for_each::<CALLS, 1>(up_others(), "VCPUOP_up", Batch::up, Batch::issue)
+}
+
+/// Has those run that have been initialised. Context: vcpu 0, after the release.
+///
+/// The credit scheduler boosts whoever wakes, but for the first time, which passes for a migration (xen/common/sched/credit.c,
+/// `csched_unit_wake`): who is not boosted waits behind dom0, which is busy then, for slices of 30 ms. So each is woken twice. One that runs
+/// between the two is stopped for as long as that takes.
+///
+/// # Errors
+/// Xen's.
+pub(crate) fn bring_others_up_first_time() -> Result<(), Refused> {
+    let push = |batch: &mut Batch<CALLS>, vcpu| {
+        batch.up(vcpu)?;
+        batch.down(vcpu)?;
+        batch.up(vcpu)
+    };
+    call_for_each::<CALLS, 3>(up_others(), "VCPUOP_up", push, Batch::issue)
 }
 
 /// [`TakeOver::InitialiseOthers`](smp::order::TakeOver::InitialiseOthers). Context: vcpu 0, quiesced.

@@ -30,7 +30,7 @@ use crate::logfmt::Line;
 use crate::{console, events, time, trace};
 
 use away::Away;
-pub(crate) use away::{bring_others_up, initialise_others, take_others_down};
+pub(crate) use away::{bring_others_up, bring_others_up_first_time, initialise_others, take_others_down};
 pub(crate) use bind::{CpuError, all_alive, bind_for_others, place_vcpu_info, restore_this_cpu, take_what_came};
 pub(crate) use bring_up::{count, online, start_boot_cpu, start_others};
 pub(crate) use hotplug::{bring_up, changes, is_down, is_up, leave, nr_up, take_down};
