@@ -37,7 +37,8 @@ pub enum TakeOver {
     RebaseClock,
     /// `p2m_cr3` names an mfn of the old domain; nobody notices before the next save.
     PublishP2m,
-    /// The demultiplexer takes the new page; every old port means nothing from here on.
+    /// The demultiplexer takes the new page; every old port means nothing from here on. And the gate's port is made, before anybody binds
+    /// many: it has to be in the event pages that are there.
     AttachEvents,
     /// Where vCPU 0 is to do so: the others' virqs and IPIs are bound for them, masked. By itself each binds its own, later.
     BindForOthers,

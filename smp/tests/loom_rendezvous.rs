@@ -94,13 +94,6 @@ struct Sleepers {
     started: PerCpu<AtomicUsize>,
 }
 
-/// How a follower's look into Xen ends.
-#[derive(PartialEq, Eq)]
-enum Poll {
-    Over,
-    Asleep { life: usize },
-}
-
 impl Sleepers {
     fn new(nr: usize) -> Sleepers {
         let xen = Mutex::new(Port { life: 1, pending: false, runs: 1 });
@@ -129,22 +122,21 @@ impl Sleepers {
         }
     }
 
-    /// The hypercall begins: Xen reads the door.
-    fn poll(&self) -> Poll {
+    /// The hypercall begins: Xen reads the door. Whether it sleeps.
+    fn poll(&self) -> bool {
         let xen = self.running();
         match self.door.load(Relaxed) {
-            0 => Poll::Over,
+            0 => false,
             door => {
                 assert_eq!(door, xen.life, "sleeps on a number of an earlier life");
-                if xen.pending { Poll::Over } else { Poll::Asleep { life: xen.life } }
+                !xen.pending
             }
         }
     }
 
-    /// Whether a sleep that began in `life` goes on.
-    fn lasts(&self, life: usize) -> bool {
-        let xen = self.running();
-        xen.life == life && !xen.pending
+    /// Whether a sleep goes on. None outlives its domain: who sleeps then is lost.
+    fn lasts(&self) -> bool {
+        !self.running().pending
     }
 
     fn take_down(&self) {
@@ -198,10 +190,12 @@ impl Gate for World {
     }
 
     fn doze(&self, _masked: &Masked, limit_ns: Option<u64>) {
-        let Poll::Asleep { life } = self.sleepers.poll() else { return step() };
+        if !self.sleepers.poll() {
+            return step();
+        }
         let bells = &self.mail.delivery().bells;
         // With a limit that a clock of this model reaches, whoever dozes may look at any time.
-        while self.sleepers.lasts(life) && !bells.was_rung() {
+        while self.sleepers.lasts() && !bells.was_rung() {
             step();
             if limit_ns.is_some_and(|ns| ns < u64::MAX / 2) {
                 return;
@@ -210,8 +204,10 @@ impl Gate for World {
     }
 
     fn sleep(&self, _masked: &Masked) {
-        let Poll::Asleep { life } = self.sleepers.poll() else { return step() };
-        while self.sleepers.lasts(life) {
+        if !self.sleepers.poll() {
+            return step();
+        }
+        while self.sleepers.lasts() {
             step();
         }
     }

@@ -131,8 +131,7 @@ pub(crate) fn reschedule_all_others() {
 }
 
 fn reschedule_others(is_meant: impl Fn(CpuId) -> bool) -> usize {
-    let others: CpuSet =
-        CpuId::first(nr()).filter(|cpu| *cpu != percpu::current() && is_up(*cpu) && is_meant(*cpu)).collect();
+    let others: CpuSet = up_others().filter(|cpu| is_meant(*cpu)).collect();
     mail().post_all(&others, Kind::Reschedule);
     others.len()
 }
