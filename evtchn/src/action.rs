@@ -10,7 +10,7 @@ use core::fmt;
 use core::ptr;
 
 use percpu::{CpuId, Masked};
-use xen_sys::primitive::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use xen_sys::primitive::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering, fence};
 
 use crate::counters::Counter;
 use crate::port::{AtomicPort, Port};
@@ -39,6 +39,7 @@ pub enum EndOfEvent {
 /// | cpu | who binds and moves it | *kept*, meaningless without a port |
 /// | count, turn, last | the CPU that runs it | *kept* |
 /// | muted | the CPU that runs it; who moves it | *kept*, meaningless without a port |
+/// | unended | the CPU that runs it; who ends its events, and binds it | *kept*, meaningless without a port |
 /// | fruitless | who ends its events | *kept* |
 /// | next | who retires it | |
 #[repr(align(64))]
@@ -53,6 +54,7 @@ pub struct Action {
     turn: AtomicU32,
     last: AtomicU64,
     muted: AtomicBool,
+    unended: AtomicBool,
     fruitless: AtomicU32,
     /// In the list of what waits to be freed (`port_table.rs`).
     pub(crate) next: AtomicPtr<Action>,
@@ -75,6 +77,7 @@ impl Action {
             turn: AtomicU32::new(NO_TURN),
             last: AtomicU64::new(0),
             muted: AtomicBool::new(false),
+            unended: AtomicBool::new(false),
             fruitless: AtomicU32::new(0),
             next: AtomicPtr::new(ptr::null_mut()),
         })
@@ -165,6 +168,33 @@ impl Action {
     pub(crate) fn set_muted(&self, muted: bool) {
         // ORDERING: Relaxed, as above.
         self.muted.store(muted, Ordering::Relaxed);
+    }
+
+    /// An event of a late port is handed to its owner.
+    pub(crate) fn begin_event(&self) {
+        // ORDERING: Relaxed. The port is masked meanwhile, or being moved, and whoever moves it has waited for this CPU's section.
+        self.unended.store(true, Ordering::Relaxed);
+    }
+
+    /// Its owner has ended it, and unmasks the port after this, unless it is being moved.
+    pub(crate) fn end_event(&self) {
+        // ORDERING: Relaxed, ordered by the fence.
+        self.unended.store(false, Ordering::Relaxed);
+        // ORDERING: SeqCst, pairs with the fence in `is_unended`: "publish mine, then look at yours". Its owner finds the port as whoever
+        //   moved or forwarded it has left it, or that one finds the event ended. Weakening fails in evtchn/tests/loom_move.rs.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Whether its owner has an event that it has not ended, and will unmask the port. Asked after MOVING was taken away, or the port
+    /// masked, by whoever would unmask it. If it is ended at the same time both may, which lets one more event in.
+    pub(crate) fn is_unended(&self) -> bool {
+        if self.end != EndOfEvent::Late {
+            return false;
+        }
+        // ORDERING: SeqCst, pairs with the fence in `end_event`. Weakening fails in evtchn/tests/loom_move.rs.
+        fence(Ordering::SeqCst);
+        // ORDERING: Relaxed, ordered by the fence.
+        self.unended.load(Ordering::Relaxed)
     }
 
     /// Counts whether an event was for something: how many in a row were for nothing.

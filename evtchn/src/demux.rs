@@ -112,9 +112,12 @@ impl<H: Hypervisor> Events<H> {
             EndOfEvent::AtOnce if !found.is_moving() => self.count_turn(masked, cpu, nr, found.action),
             end => {
                 found.action.note_event();
-                // One that is being moved is masked already.
-                if end == EndOfEvent::Late && !found.is_moving() {
-                    self.abi.mask_port(nr);
+                if end == EndOfEvent::Late {
+                    found.action.begin_event();
+                    // One that is being moved is masked already.
+                    if !found.is_moving() {
+                        self.abi.mask_port(nr);
+                    }
                 }
             }
         }

@@ -78,6 +78,7 @@ impl<H: Hypervisor> Events<H> {
         action.set_cpu(cpu);
         action.forget_turn();
         action.set_muted(false);
+        action.end_event();
         if was_moved {
             self.cpus.iter().for_each(|(_, cpu)| cpu.own.add(nr));
         } else {

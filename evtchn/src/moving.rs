@@ -54,13 +54,13 @@ pub struct Moving<'a, H: Hypervisor> {
 
 impl<H: Hypervisor> Events<H> {
     /// An event that this CPU has taken, and is another's now: it is made pending again, and told to that one by Xen, or by who
-    /// moves or unbinds the port, if somebody does. Costs a hypercall. Context: upcall.
+    /// moves or unbinds the port, if somebody does, or who ends an event that came before. Costs a hypercall. Context: upcall.
     #[cold]
     pub(crate) fn forward(&self, masked: &Masked, cpu: &CpuEvents, inside: &Inside<'_>, nr: PortNr) {
         cpu.counters.forwarded.bump_masked(masked);
         self.abi.make_pending_masked(nr);
         // Looked up anew: if the mover has unmasked the port before we masked it, we see here that it is through.
-        if self.devices.lookup(nr, inside).is_some_and(|found| !found.is_moving()) {
+        if self.devices.lookup(nr, inside).is_some_and(|found| !found.is_moving() && !found.action.is_unended()) {
             self.unmask_by_xen(nr);
         }
     }
@@ -161,12 +161,15 @@ impl<H: Hypervisor> Moving<'_, H> {
         self.grace.is_over(&self.events.cpus, |cpu| &cpu.passage)
     }
 
-    /// Gives the masks back, unmasked: whatever was muted or waited is told to the CPU that has the port now.
+    /// Gives the masks back, unmasked: whatever was muted or waited is told to the CPU that has the port now. A late port whose owner has
+    /// an event to end is the owner's to unmask.
     fn end_here(&mut self) {
         let nr = self.binding.port.nr;
         self.binding.action.set_muted(false);
         self.events.devices.set_moving(nr, false);
-        self.events.unmask_by_xen(nr);
+        if !self.binding.action.is_unended() {
+            self.events.unmask_by_xen(nr);
+        }
         self.step = Step::Over;
     }
 }

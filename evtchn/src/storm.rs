@@ -108,6 +108,7 @@ impl<H: Hypervisor> Events<H> {
     /// Call it after [`end_delay_ns`], and after the device was told that it may send again, if it has to be.
     pub fn end_of_event(&self, action: &Action, flags: &VcpuInfo) {
         let section = TaskInside::enter(|| &self.cpus.mine().passage);
+        action.end_event();
         let Some(port) = action.port().filter(|port| port.incarnation == self.incarnation()) else { return };
         let Some(found) = self.devices.lookup(port.nr, &section.inside) else { return };
         // Being moved, it is unmasked at the end of that.

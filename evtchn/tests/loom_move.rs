@@ -170,6 +170,32 @@ fn moved_while_an_event_is_ended(abi: AbiKind) {
     });
 }
 
+/// The old CPU was told of an event that the new one takes. It finds the next one, forwards it, and leaves the mask to the owner, who ends the
+/// first meanwhile: whoever is last, the port is not left mute. With the 2-level ABI, where a port that moves is waited for in no queue.
+#[test]
+fn forwarded_while_an_event_is_ended() {
+    model(2, || {
+        let action = device(EndOfEvent::Late);
+        let (xen, events, mut binding) = up(AbiKind::TwoLevel, &action);
+        let port = binding.port().nr.get();
+        WORK.store(1, Relaxed);
+        xen.raise(port);
+        move_to_one(&xen, &events, &mut binding, 1);
+        let old = cpu_at_work(&xen, &events, 0);
+        if xen.upcall_due(cpu(1)) {
+            upcall(&xen, &events, 1);
+        }
+        WORK.store(2, Relaxed);
+        xen.raise(port);
+        {
+            let _on = percpu::hosted::enter(cpu(1));
+            events.end_of_event(&action, xen.flags(cpu(1)));
+        }
+        old.join().expect("no panic");
+        settle(&xen, &events, &binding, true);
+    });
+}
+
 /// What the handler touches, one run after the other: loom stops if a run is not ordered after the one before.
 struct Touched(UnsafeCell<()>);
 

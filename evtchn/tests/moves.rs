@@ -15,6 +15,7 @@ with_each_abi! {
     a_cpu_that_is_down_has_its_ports_and_no_devices,
     nobody_looks_at_a_port_that_has_moved_and_is_gone,
     a_muted_port_whose_move_is_given_up_is_muted_again,
+    a_late_port_that_is_moved_waits_for_the_end_of_its_event,
 }
 
 /// Whatever is pending when the port is moved, the new CPU handles it.
@@ -164,4 +165,52 @@ fn a_muted_port_whose_move_is_given_up_is_muted_again(abi: AbiKind) {
     assert!(!xen.is_masked(at));
     assert_eq!(upcall(&xen, &events, 0), Some(Upcall::Handled(1)));
     assert!(xen.is_masked(at));
+}
+
+/// Its owner has the event that came before, and may not be given another one by a move.
+fn a_late_port_that_is_moved_waits_for_the_end_of_its_event(abi: AbiKind) {
+    let (xen, events) = up(abi, 2);
+    let _on = percpu::hosted::enter(cpu(0));
+    upcall(&xen, &events, 0);
+    upcall(&xen, &events, 1);
+    let late = Action::new(EndOfEvent::Late, 0, |_, _| {});
+    let at = xen.allocate(Channel::Device(cpu(0))).expect("room");
+    let mut binding = events.bind_device(nr(at), cpu(0), &late).expect("free");
+    xen.raise(at);
+    assert_eq!(upcall(&xen, &events, 0), Some(Upcall::Handled(1)));
+    xen.raise(at);
+    // Given up half way, and all the way.
+    drop(events.move_device(&mut binding, cpu(1)).expect("up"));
+    assert!(xen.is_masked(at));
+    hosted::move_to(&events, &mut binding, cpu(1)).expect("up");
+    assert!(xen.is_masked(at));
+    assert_eq!((upcall(&xen, &events, 0), upcall(&xen, &events, 1)), (None, None));
+    events.end_of_event(&late, xen.flags(cpu(0)));
+    assert_eq!(upcall(&xen, &events, 1), Some(Upcall::Handled(1)));
+    events.end_of_event(&late, xen.flags(cpu(0)));
+
+    // One that is ended meanwhile is unmasked by the move.
+    assert!(!xen.is_masked(at));
+    xen.raise(at);
+    assert_eq!(upcall(&xen, &events, 1), Some(Upcall::Handled(1)));
+    let mut moving = events.move_device(&mut binding, cpu(0)).expect("up");
+    events.end_of_event(&late, xen.flags(cpu(0)));
+    assert_eq!((moving.is_over(), xen.is_masked(at)), (Ok(true), false));
+    drop(moving);
+
+    // In another life its port is a new one.
+    xen.raise(at);
+    assert_eq!(upcall(&xen, &events, 0), Some(Upcall::Handled(1)));
+    events.detach(&quiesced());
+    xen.restore();
+    hosted::attach(&events, &xen, Ports::Gone);
+    bring_up(&events, &xen).expect("room");
+    {
+        let _on = percpu::hosted::enter(cpu(1));
+        bring_up(&events, &xen).expect("room");
+    }
+    let at = xen.allocate(Channel::Device(cpu(0))).expect("room");
+    let mut binding = events.bind_device(nr(at), cpu(0), &late).expect("free");
+    hosted::move_to(&events, &mut binding, cpu(1)).expect("up");
+    assert!(!xen.is_masked(at), "nobody will end what came in the life before");
 }
