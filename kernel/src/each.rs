@@ -28,11 +28,11 @@ impl fmt::Display for Refused {
     }
 }
 
-/// What `push` adds for each of `cpus`, which is `EACH` calls, `N` by one multicall. The call that `push` names is looked at.
+/// One call for each of `cpus`, `N` by one multicall.
 ///
 /// # Errors
 /// The first that Xen refused. What was in the same multicall has been done, what comes after it has not.
-pub(crate) fn call_for_each<const N: usize, const EACH: usize>(
+pub(crate) fn call_for_each<const N: usize>(
     cpus: impl Iterator<Item = CpuId>,
     what: &'static str,
     push: impl Fn(&mut Batch<N>, u32) -> Result<CallToken, BatchFull>,
@@ -43,7 +43,7 @@ pub(crate) fn call_for_each<const N: usize, const EACH: usize>(
         let mut batch = Batch::new();
         let asked: ArrayVec<_, N> = cpus
             .by_ref()
-            .take(N / EACH)
+            .take(N)
             .map(|cpu| (cpu, push(&mut batch, cpu.vcpu()).expect("a batch takes as many as it has room for")))
             .collect();
         let results = issue(&mut batch).map_err(|errno| Refused { what, cpu: None, errno })?;
@@ -67,7 +67,7 @@ mod tests {
     /// multicalls.
     fn take_down(nr: usize, refuses: Option<u64>) -> (Result<(), Refused>, Vec<u64>, usize) {
         let (mut asked, mut multicalls) = (Vec::new(), 0);
-        let result = call_for_each::<CALLS, 1>(CpuId::first(nr).skip(1), "VCPUOP_down", Batch::down, |batch| {
+        let result = call_for_each::<CALLS>(CpuId::first(nr).skip(1), "VCPUOP_down", Batch::down, |batch| {
             multicalls += 1;
             batch.issue_with(|entries| {
                 for entry in entries {
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn a_multicall_that_is_refused_ends_it() {
-        let refused = call_for_each::<CALLS, 1>(CpuId::first(80), "VCPUOP_up", Batch::up, |_| Err(Errno::EPERM));
+        let refused = call_for_each::<CALLS>(CpuId::first(80), "VCPUOP_up", Batch::up, |_| Err(Errno::EPERM));
         assert_eq!(refused.expect_err("it is refused").to_string(), "multicall for VCPUOP_up: EPERM (1)");
     }
 }

@@ -57,7 +57,7 @@ pub(crate) unsafe fn call<T, F: Fn() -> T>(stack: &AtomicU64, f: F) -> T {
         result: Cell<Option<T>>,
     }
     extern "C" fn run<T, F: Fn() -> T>(job: *const c_void) {
-        // SAFETY: that of `call`, which stands still meanwhile.
+        // SAFETY: `call` below lends its `job`, which stands still until this returns or is begun again.
         let job = unsafe { &*job.cast::<Job<F, T>>() };
         job.result.set(Some((job.f)()));
     }

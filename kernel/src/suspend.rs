@@ -12,7 +12,7 @@
 //! | rendezvous, while the others come or go | 1 for each 32 others (rings them), 1 or more (dozes), 1 at the first of all (makes the gate's port) | 1 (opens the gate) | 1 (opens the gate) |
 //! | quiesced, while all wait | 1 (unmap `shared_info`), 1 for each 8 others (take them down) | 4 (map `shared_info`, place `vcpu_info`, ask for the machine's size, make the gate's port), 1 for each other (initialises it), and those of `resume=` (none in `parallel`) | 1 (map it), 1 for each 8 others (bring them up) |
 //! | restoring itself, while all wait | | 2 (bind; timer and roll call) | 1 (timer and roll call) |
-//! | released | | 1 for each 2 others (brings them up), 3 for each device port | |
+//! | released | | 1 for each 8 others (brings them up), 3 for each device port | |
 //!
 //! Every other vcpu makes those of the row *restoring itself*, in parallel, and no other before its first task. What
 //! vcpu 0 does alone and for each of them is to take it down and to bring it back: what that costs, and what it saves, is in
@@ -163,7 +163,7 @@ fn run(freezer: &Freezer) -> Result<Report, Abort> {
         Ended::Refused(errno) => return Err(Abort::Refused(errno)),
     }
     if outcome == Outcome::Resumed {
-        if let Err(error) = cpus::bring_others_up_first_time() {
+        if let Err(error) = cpus::bring_others_up() {
             panic!("resume: {error}");
         }
         trace::mark(&masked, Mark::OthersUp);
@@ -292,7 +292,7 @@ impl Steps for Sequence {
         (self.before, self.left_tsc) = (Scale::now(), time::tsc());
         trace::suspending(masked, self.before, self.left_tsc);
         // SAFETY: all others are parked in their loop, and down. start_info has been canonicalised, and shared_info, the only frame that
-        //   is not ours, is unmapped. No mfn is kept over the call but this argument.
+        //   is not ours, is unmapped. No mfn that is kept over the call is used after it but this argument.
         let outcome = unsafe { sched::suspend(self.info.mfn().get()) };
         self.back_tsc = time::tsc();
         trace::mark_at(masked, Mark::Back, self.back_tsc);

@@ -19,7 +19,7 @@
 //!
 //! **The leader may take a follower down at any instruction of its wait**, and does so for a suspend: what is down has no context that
 //! the toolstack would save, send and set. In the same domain it is brought up and runs on where it was. In a new one nothing is
-//! left of it but its memory: it is started after the release, and calls [`park`](Rendezvous::park) again. So while its acknowledgement
+//! left of it but its memory: it is started, maybe before the release, and calls [`park`](Rendezvous::park) again. So while its acknowledgement
 //! stands and the phase is not `Quiesce`, a follower reads one word, waits at the [`Gate`] or yields, and does nothing else that would be
 //! missed, or done twice; and `park` goes on from the acknowledgement that it finds.
 //!

@@ -5,8 +5,8 @@
 //! |---|---|---|
 //! | before the hypercall | `VCPUOP_down`, wherever it is in its wait | 1 for each [`CALLS`] |
 //! | the same domain goes on, or there was no suspend | `VCPUOP_up`: it goes on where it was | 1 for each [`CALLS`] |
-//! | in a new domain, before the release | its `vcpu_info` placed, `VCPUOP_initialise` | 1 |
-//! | after it | `VCPUOP_up`, down and up again: it begins its wait again ([`reentry`]) | 1 for each 2 |
+//! | in a new domain, before the release | its `vcpu_info` placed, `VCPUOP_initialise`, then up and down | 1 |
+//! | after it | `VCPUOP_up`: it begins its wait again ([`reentry`]) | 1 for each [`CALLS`] |
 //!
 //! A vcpu that is down has no context that the toolstack would read, send and set, which saves one to three milliseconds of standing still
 //! for each (`docs/decisions/0010-down-over-a-suspend.md`). And a restore starts vcpu 0 alone, so that nobody runs in a new domain on an old
@@ -14,6 +14,10 @@
 //!
 //! `VCPUOP_down` of another vcpu stops it anywhere. That is right here and nowhere else: one that waits in a rendezvous holds
 //! nothing (RV3 of `smp::Rendezvous`). It need not have stopped when the call returns; the suspend stops all.
+//!
+//! The up and down before the release is for the credit scheduler, which boosts whoever wakes but for the first time; that passes for a
+//! migration (xen/common/sched/credit.c, `csched_unit_wake`). Who is not boosted waits behind dom0, which is busy then, for slices of 30 ms.
+//! A vcpu that gets to run in between begins its wait again, as it may at any time.
 //!
 //! What is lost in a new domain is the vcpu's registers. The general ones stand on its stack; user mode is entered anew; vector registers a
 //! vcpu saves that has used them (`crate::vector`); the rest is in the context, filled in anew.
@@ -59,7 +63,7 @@ impl Away {
     /// # Safety
     /// As for [`reentry::call`].
     pub(super) unsafe fn restartable<T>(&self, wait: impl Fn() -> T) -> T {
-        // SAFETY: the caller's.
+        // SAFETY: the caller has promised what `reentry::call` asks for.
         unsafe { reentry::call(self.stacks.mine(), wait) }
     }
 
@@ -80,36 +84,19 @@ impl Away {
 /// # Panics
 /// If they cannot be brought up again: nobody would ever come back.
 pub(crate) fn take_others_down(_others: &Quiesced) -> Result<(), Refused> {
-    call_for_each::<CALLS, 1>(up_others(), "VCPUOP_down", Batch::down, Batch::issue).inspect_err(|error| {
+    call_for_each::<CALLS>(up_others(), "VCPUOP_down", Batch::down, Batch::issue).inspect_err(|error| {
         if let Err(worse) = bring_others_up() {
             panic!("{error}, and then {worse}");
         }
     })
 }
 
-/// Has those run again that are down in the same life of the domain. Context: vcpu 0.
+/// Has those run that are down: where they were, or from the start of their wait where they have been initialised. Context: vcpu 0.
 ///
 /// # Errors
 /// Xen's.
 pub(crate) fn bring_others_up() -> Result<(), Refused> {
-    call_for_each::<CALLS, 1>(up_others(), "VCPUOP_up", Batch::up, Batch::issue)
-}
-
-/// Has those run that have been initialised. Context: vcpu 0, after the release.
-///
-/// The credit scheduler boosts whoever wakes, but for the first time, which passes for a migration (xen/common/sched/credit.c,
-/// `csched_unit_wake`): who is not boosted waits behind dom0, which is busy then, for slices of 30 ms. So each is woken twice. One that runs
-/// between the two is stopped for as long as that takes.
-///
-/// # Errors
-/// Xen's.
-pub(crate) fn bring_others_up_first_time() -> Result<(), Refused> {
-    let push = |batch: &mut Batch<CALLS>, vcpu| {
-        batch.up(vcpu)?;
-        batch.down(vcpu)?;
-        batch.up(vcpu)
-    };
-    call_for_each::<CALLS, 3>(up_others(), "VCPUOP_up", push, Batch::issue)
+    call_for_each::<CALLS>(up_others(), "VCPUOP_up", Batch::up, Batch::issue)
 }
 
 /// [`TakeOver::InitialiseOthers`](smp::order::TakeOver::InitialiseOthers). Context: vcpu 0, quiesced.
@@ -140,10 +127,12 @@ fn initialise(
     let calls = [
         // SAFETY: the area is reached through shared references only and is never freed (AR1).
         ("VCPUOP_register_vcpu_info", unsafe { batch.register_vcpu_info(vcpu, mfn, offset) }),
-        // SAFETY: the context stands still until the end of this function, and is read once. Entry and root are the kernel's own. Stack and area
+        // SAFETY: the context stands still until the end of this function. Entry and root are the kernel's own. Stack and area
         //   are this vcpu's, which has not run in this life of the domain: it was down, and all others stand still. Its stack is where a call
         //   was that has not returned (RE1), as nobody has released it.
         ("VCPUOP_initialise", unsafe { batch.initialise(vcpu, context) }),
+        ("VCPUOP_up", batch.up(vcpu)),
+        ("VCPUOP_down", batch.down(vcpu)),
     ]
     .map(|(what, call)| (what, call.expect(ROOM)));
     let refused = |what, cpu| move |errno| Refused { what, cpu, errno };

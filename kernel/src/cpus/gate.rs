@@ -3,7 +3,7 @@
 //!
 //! | vcpu 0's | PENDING of the port | [`DOOR`] |
 //! |---|---|---|
-//! | [`make_port`]: in a new life of the domain | clear, of a new one | as it was: 0 |
+//! | [`make_anew`]: in a new life of the domain, before anybody but vcpu 0 runs | clear, of a new one | 0: it was the old one's |
 //! | `shut`: all are out, the next rendezvous begins | cleared | the port, made now if there is none |
 //! | `open` | set by the send | 0 |
 //!
@@ -67,6 +67,13 @@ pub(super) fn make_port() -> Option<PortNr> {
     }
     PORT.store(usable.map_or(0, PortNr::get), Ordering::Relaxed);
     usable
+}
+
+/// In a new life of the domain, of which the number that waits were on means nothing. Context: vcpu 0, all others down.
+pub(super) fn make_anew() {
+    // ORDERING: Relaxed: read by those that vcpu 0 starts, by Xen.
+    DOOR.store(0, Ordering::Relaxed);
+    make_port();
 }
 
 /// As [`smp::Gate::doze`]; `before_the_call` comes between unmasking and the hypercall, where an upcall may strike.

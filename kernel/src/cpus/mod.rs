@@ -5,6 +5,7 @@
 //! | inboxes | `smp::Mail` | *kept*; each CPU looks once after it has bound its port anew |
 //! | rendezvous | `smp::Rendezvous` | *kept* |
 //! | who is up | `smp::Hotplug` | *kept* |
+//! | what brings back who is down over a suspend | [`away`] | stacks *kept*, root's mfn *rebuilt* |
 //! | proof of life | `smp::RollCall` | *rebuilt*, begun by vcpu 0 |
 //! | what each CPU is doing | [`state_racy`] | *kept* |
 
@@ -30,7 +31,7 @@ use crate::logfmt::Line;
 use crate::{console, events, time, trace};
 
 use away::Away;
-pub(crate) use away::{bring_others_up, bring_others_up_first_time, initialise_others, take_others_down};
+pub(crate) use away::{bring_others_up, initialise_others, take_others_down};
 pub(crate) use bind::{CpuError, all_alive, bind_for_others, place_vcpu_info, restore_this_cpu, take_what_came};
 pub(crate) use bring_up::{count, online, start_boot_cpu, start_others};
 pub(crate) use hotplug::{bring_up, changes, is_down, is_up, leave, nr_up, take_down};
@@ -202,7 +203,7 @@ pub(crate) fn rendezvous_racy() -> (u64, u64) {
 
 /// Makes the port of the gate in a life of the domain that has just begun. Context: vcpu 0, quiesced, events attached. One hypercall.
 pub(crate) fn make_gate(_others: &Quiesced) {
-    gate::make_port();
+    gate::make_anew();
 }
 
 /// Whether `nr` is what those poll who wait in a rendezvous. Context: vcpu 0.

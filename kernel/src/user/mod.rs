@@ -18,7 +18,8 @@
 //! One process runs on a CPU at a time, so vector registers are not switched: nothing else of ours uses them but `workload=vectors`. A
 //! process finds there what the one before it has left.
 //!
-//! Context: task, unless said otherwise. Suspend: all of it is *kept*. Each way in loads the root, which costs Xen
+//! Context: task, unless said otherwise. Suspend: all of it is *kept*, but for what user mode has loaded into data segment registers: no
+//! program here does, and a vcpu other than 0 that was down over a suspend has them empty. Each way in loads the root, which costs Xen
 //! a comparison where it is loaded already.
 
 pub(crate) mod programs;
