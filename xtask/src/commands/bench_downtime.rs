@@ -176,7 +176,12 @@ impl Book {
 
     fn closing(&self, scheds: &[Sched]) -> Result<String> {
         let rows = table::rows(&self.boots, self.circumstances.tsc_khz);
-        let mut text = format!("\n{}\nrecord: {}.json", table::render(&rows), relative(&self.path));
+        let mut text = format!("\n{}\n", table::render(&rows));
+        let growth = table::growth(&rows);
+        if !growth.is_empty() {
+            text.push_str(&format!("{growth}\n"));
+        }
+        text.push_str(&format!("record: {}.json", relative(&self.path)));
         for sched in scheds {
             if let Some(svg) = plot::svg(&rows, *sched)? {
                 let path = self.write(&format!("{}.svg", sched.name()), &svg)?;

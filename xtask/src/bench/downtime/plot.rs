@@ -1,8 +1,8 @@
 //! The comparison as a picture: an SVG for each scheduler.
 //!
-//! Owns what is drawn where: a column for each operation, above the blackout of the worst vCPU, below the guest's own part; vCPUs
-//! to the right, time upwards, both by powers, since both guests are to be read although one is a hundred times the other. Bars go
-//! from the least of the rounds to the greatest. Pure: rows in, text out.
+//! Owns what is drawn where: a column for each operation, above the blackout of the worst vCPU, then what of it is not the hypercall,
+//! below the guest's own part; vCPUs to the right, time upwards, both by powers, since both guests are to be read although one is a
+//! hundred times the other. Bars go from the least of the rounds to the greatest. Pure: rows in, text out.
 
 #![forbid(unsafe_code)]
 
@@ -16,8 +16,8 @@ use super::Sched;
 use super::table::{Row, What};
 use crate::drive::cycles::Kind;
 
-/// Above and below.
-const FIGURES: [What; 2] = [What::Blackout, What::SaidOfGuest];
+/// From above.
+const FIGURES: [What; 3] = [What::Blackout, What::SeenOfGuest, What::SaidOfGuest];
 
 /// What stands for no time at all, which has no logarithm.
 const NEXT_TO_NOTHING_MS: f64 = 1e-3;
@@ -104,6 +104,10 @@ fn draw<B: DrawingBackend>(
     rows: &[&Row],
 ) -> Result<(), DrawingAreaErrorKind<B::ErrorType>> {
     let spreads: Vec<Spread> = rows.iter().flat_map(|row| [row.stasis, row.linux]).flatten().collect();
+    // A place that nothing was measured for stays empty: it has no least and no most.
+    if spreads.is_empty() {
+        return Ok(());
+    }
     let least = spreads.iter().map(|s| s.least).fold(f64::INFINITY, f64::min).max(NEXT_TO_NOTHING_MS);
     let most = spreads.iter().map(|s| s.greatest).fold(least, f64::max);
     let vcpus: Vec<f64> = rows.iter().map(|row| f64::from(row.vcpus).log2()).collect();
@@ -212,6 +216,7 @@ mod tests {
                 [
                     row(What::Blackout, Some(Kind::Checkpoint), vcpus, 500.0, 900.0),
                     row(What::Blackout, migrate, vcpus, 300.0, 1500.0),
+                    row(What::SeenOfGuest, migrate, vcpus, 30.0, 900.0),
                     row(What::SaidOfGuest, Some(Kind::Checkpoint), vcpus, 2.0, 400.0),
                     row(What::SaidOfGuest, migrate, vcpus, 0.0, 700.0),
                     row(What::Stopped, None, vcpus, 0.05, 159.0),
@@ -223,6 +228,7 @@ mod tests {
             "<svg",
             "Suspends under credit2",
             "save -c: blackout, worst vCPU",
+            "migrate: blackout less held",
             "migrate: guest&apos;s own part",
             "stop-machine, until stopped",
             "stasis",

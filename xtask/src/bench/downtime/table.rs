@@ -25,13 +25,18 @@ pub enum What {
     SeenOfGuest,
     /// From the request to the hypercall, and from its return until all is well.
     SaidOfGuest,
+    /// The second part of that.
+    Resume,
     /// The hypercall: Xen and the toolstack.
     Held,
 }
 
+/// Ours, by how much the resume of so many vCPUs may take longer than that of so few.
+const GROWTH: (u32, u32, f64) = (4, 64, 4.0);
+
 impl What {
-    const ALL: [What; 6] =
-        [What::Stopped, What::Whole, What::Blackout, What::SeenOfGuest, What::SaidOfGuest, What::Held];
+    const ALL: [What; 7] =
+        [What::Stopped, What::Whole, What::Blackout, What::SeenOfGuest, What::SaidOfGuest, What::Resume, What::Held];
 
     /// In words.
     pub fn name(self) -> &'static str {
@@ -41,6 +46,7 @@ impl What {
             What::Blackout => "blackout, worst vCPU",
             What::SeenOfGuest => "blackout less held",
             What::SaidOfGuest => "guest's own part",
+            What::Resume => "of that, the resume",
             What::Held => "held by Xen",
         }
     }
@@ -52,6 +58,7 @@ impl What {
             What::Blackout => Some(suspended.worst()),
             What::SeenOfGuest => Some(suspended.seen_of_guest()),
             What::SaidOfGuest => Some(suspended.said_of_guest()),
+            What::Resume => Some(suspended.resume),
             What::Held => Some(suspended.held),
         }
     }
@@ -161,6 +168,22 @@ fn row(boots: &[Boot], tsc_khz: u64, key: (Sched, What, Option<Kind>, u32)) -> O
     })
 }
 
+/// How our resumes grow with the number of vCPUs, a line for each scheduler and operation; empty where not both numbers were measured.
+pub fn growth(rows: &[Row]) -> String {
+    let (few, many, target) = GROWTH;
+    let resumes = |vcpus| rows.iter().filter(move |row| (row.what, row.vcpus) == (What::Resume, vcpus));
+    let lines = resumes(few).filter_map(|of_few| {
+        let of_many = resumes(many).find(|row| (row.sched, row.how) == (of_few.sched, of_few.how))?;
+        let ratio = of_many.stasis?.median / of_few.stasis?.median;
+        let judged = if ratio <= target { "met" } else { "missed" };
+        let (sched, how) = (of_few.sched.name(), of_few.how.map_or("", Kind::name));
+        Some(format!(
+            "{sched}, {how}: stasis resumes {many} vCPUs in {ratio:.2} times what it takes with {few}, at most {target}: {judged}"
+        ))
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 /// A table for each scheduler.
 pub fn render(rows: &[Row]) -> String {
     let scheds = [Sched::Credit2, Sched::Credit];
@@ -266,6 +289,28 @@ mod tests {
         assert_eq!(target(Sched::Credit, What::SaidOfGuest, Some(Kind::Checkpoint), 8), Some(1.0 / 60.0));
         assert_eq!(target(Sched::Credit, What::SeenOfGuest, Some(Kind::Checkpoint), 8), None);
         assert_eq!(target(Sched::Credit2, What::Blackout, Some(Kind::Migrate), 2), Some(1.0 / 3.0));
+    }
+
+    #[test]
+    fn a_resume_of_many_is_held_against_one_of_few() {
+        let with = |sched, vcpus, own| boot(sched, 1, vcpus, Side::Stasis, 100_000, own);
+        let boots = [
+            with(Sched::Credit2, 4, 1000),
+            with(Sched::Credit2, 64, 4000),
+            with(Sched::Credit, 64, 4001),
+            with(Sched::Credit, 4, 1000),
+            with(Sched::Credit, 8, 9000),
+        ];
+        let told = growth(&rows(&boots, KHZ));
+        let told: Vec<&str> = told.lines().collect();
+        let of =
+            |sched: &str, judged: &str| told.iter().filter(|l| l.starts_with(sched) && l.ends_with(judged)).count();
+        // Checkpoint and migration of each. Half of `own` is the resume, in whole ticks.
+        assert_eq!((told.len(), of("credit2,", "4.00 times what it takes with 4, at most 4: met")), (4, 2), "{told:?}");
+        assert_eq!(of("credit,", "4: met"), 2, "{told:?}");
+        let boots = [with(Sched::Credit2, 4, 1000), with(Sched::Credit2, 64, 4100)];
+        assert!(growth(&rows(&boots, KHZ)).contains("4.10 times what it takes with 4, at most 4: missed"));
+        assert_eq!(growth(&rows(&boots[..1], KHZ)), "", "nothing to compare with");
     }
 
     #[test]
