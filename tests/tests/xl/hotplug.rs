@@ -99,36 +99,16 @@ pub(crate) fn boots_with_fewer(place: &mut Place) -> Result<()> {
     })
 }
 
-/// vCPUs go down and come back all the time while checkpoints are made, and while the domain is saved and restored.
+/// vCPUs go down and come back all the time while checkpoints are made, and while the domain is saved and restored, and migrated.
 pub(crate) fn while_suspends_run(place: &mut Place) -> Result<()> {
     const VCPUS: u32 = 4;
     place.with_guest(VCPUS, 64, |guest| {
         guest.watch().expect_up(1..=VCPUS);
         let (name, image) = (guest.name().to_owned(), image(guest.name()));
-        // Where the domain is not there, between save and restore, setting fails.
-        let script = format!(
-            "rm -f /tmp/over; (i=0; until [ -e /tmp/over ]; do \
-               for n in 2 4 1 3; do {}; done 2>/dev/null; i=$((i+1)); \
-             done; echo changed $i) & job=$!; \
-             for n in 1 2 3 4; do xl save -c {name} {image} || exit 1; done; \
-             xl save {name} {image} && xl restore {image}; code=$?; \
-             touch /tmp/over; wait $job; rm -f {image} /tmp/over; exit $code",
-            vcpu_set(&name, "$n")
-        );
-        let output = guest.command_ok(&swept(&name, &script), guest.limits().transfer * 4)?;
-        let mut told = Vec::new();
-        guest
-            .wait_for("four checkpoints and a save", guest.limits().word, |said| {
-                match said.event {
-                    Event::SuspendAbort { .. } => told.push("abort"),
-                    Event::Continued { .. } => told.push("continued"),
-                    Event::Resumed { .. } => told.push("resumed"),
-                    _ => {}
-                }
-                (told.len() == 5).then_some(())
-            })
-            .with_context(|| output.clone())?;
-        ensure!(told == ["continued", "continued", "continued", "continued", "resumed"], "{told:?}:\n{output}");
+        let (checkpoint, save) = (format!("xl save -c {name} {image}"), Kind::SaveRestore.script(&name));
+        let script = format!("for n in 1 2 3 4; do {checkpoint} || exit 1; done; {save}");
+        race(guest, &script, &["continued", "continued", "continued", "continued", "resumed"])?;
+        race(guest, &Kind::Migrate.script(&name), &["resumed"])?;
         let script = vcpu_set(guest.name(), VCPUS);
         guest.command_ok(&script, guest.limits().command)?;
         guest.wait_heartbeats(2)?;
@@ -137,4 +117,35 @@ pub(crate) fn while_suspends_run(place: &mut Place) -> Result<()> {
         set(guest, VCPUS, 2)?;
         guest.power_off()
     })
+}
+
+/// Runs `suspends` while the number of vCPUs is set again and again, and sees the guest tell that these ended as `expected`, and that
+/// vCPUs changed in the meantime.
+fn race(guest: &mut Guest<'_>, suspends: &str, expected: &[&str]) -> Result<()> {
+    // Where the domain is not there, between save and restore, setting fails.
+    let script = format!(
+        "rm -f /tmp/over; (i=0; until [ -e /tmp/over ]; do \
+           for n in 2 4 1 3; do {}; done 2>/dev/null; i=$((i+1)); \
+         done; echo changed $i) & job=$!; \
+         ({suspends}); code=$?; touch /tmp/over; wait $job; rm -f /tmp/over; exit $code",
+        vcpu_set(guest.name(), "$n")
+    );
+    guest.pass_over()?;
+    let output = guest.command_ok(&swept(guest.name(), &script), guest.limits().transfer * 4)?;
+    let (mut told, mut changed) = (Vec::new(), 0);
+    let what = format!("{} suspends", expected.len());
+    guest
+        .wait_for(&what, guest.limits().word, |said| {
+            match said.event {
+                Event::SuspendAbort { .. } => told.push("abort"),
+                Event::Continued { .. } => told.push("continued"),
+                Event::Resumed { .. } => told.push("resumed"),
+                _ => changed += usize::from(said.line.event == "vcpu"),
+            }
+            (told.len() == expected.len()).then_some(())
+        })
+        .with_context(|| output.clone())?;
+    ensure!(told == expected, "{told:?}:\n{output}");
+    ensure!(changed > 0, "no vCPU went down or came back meanwhile: this was no race:\n{output}");
+    Ok(())
 }

@@ -1,5 +1,5 @@
-//! A vCPU that hangs while a suspend is asked for: named within a second, the suspend aborted, the guest as before; and
-//! the next suspend works once the vCPU is back.
+//! A vCPU that hangs while a suspend is asked for: named when it is overdue, with the last that is known of it, the suspend aborted, the
+//! guest as before; and the next suspend works once the vCPU is back.
 
 use std::time::Duration;
 
@@ -30,17 +30,25 @@ pub(crate) fn in_a_suspend(place: &mut Place, test: &str, seen_as: &str) -> Resu
         let (missing, states) = guest
             .wait_for("the suspend to be aborted", guest.limits().word, |said| {
                 if said.line.event == "rendezvous-overdue" {
-                    named = Some(field(said, "missing"));
+                    named = Some((field(said, "missing"), field(said, "states")));
                 }
                 let reason = field(said, "reason");
                 (said.line.event == "suspend-abort" && reason == "rendezvous")
                     .then(|| (field(said, "missing"), field(said, "states")))
             })
             .with_context(|| exit.output.clone())?;
-        ensure!(named.as_ref() == Some(&hung), "named when overdue: {named:?}, hung is {hung}");
-        ensure!(missing == hung, "missing={missing}, hung is {hung}");
-        for part in [&format!("vcpu {hung}: task "), " at 0x", seen_as] {
-            ensure!(states.contains(part), "states={states} does not say `{part}`");
+        let overdue = named.context("it was aborted before anybody was named as overdue")?;
+        for (missing, states) in [overdue, (missing, states)] {
+            ensure!(missing == hung, "missing={missing}, hung is {hung}");
+            for part in [&format!("vcpu {hung}: task "), " ms at 0x", seen_as] {
+                ensure!(states.contains(part), "states={states} does not say `{part}`");
+            }
+            // It spins: it has a processor, or waits for one.
+            let scheduled = ["task running for ", "task runnable for "];
+            ensure!(
+                scheduled.iter().any(|how| states.contains(how)),
+                "states={states} does not say how it is scheduled"
+            );
         }
         guest
             .wait_for("the vCPU to come back", guest.limits().word, |said| (said.line.event == "back").then_some(()))?;
