@@ -172,7 +172,8 @@ impl Action {
 
     /// An event of a late port is handed to its owner.
     pub(crate) fn begin_event(&self) {
-        // ORDERING: Relaxed. The port is masked meanwhile, or being moved, and whoever moves it has waited for this CPU's section.
+        // ORDERING: Relaxed. The port is masked after it, or is being moved, and whoever ends that has waited for this CPU's section, unless it
+        //   gives up early.
         self.unended.store(true, Ordering::Relaxed);
     }
 
@@ -186,12 +187,13 @@ impl Action {
     }
 
     /// Whether its owner has an event that it has not ended, and will unmask the port. Asked after MOVING was taken away, or the port
-    /// masked, by whoever would unmask it. If it is ended at the same time both may, which lets one more event in.
+    /// masked, by whoever would unmask it. One more event may be let in: where it is ended at the same time and both unmask, where a move is given
+    /// up, or where another CPU has just taken the event and has not said so.
     pub(crate) fn is_unended(&self) -> bool {
         if self.end != EndOfEvent::Late {
             return false;
         }
-        // ORDERING: SeqCst, pairs with the fence in `end_event`. Weakening fails in evtchn/tests/loom_move.rs.
+        // ORDERING: SeqCst, pairs with the fence in `end_event`: MOVING or the mask before it, `unended` after it. Weakening fails in evtchn/tests/loom_move.rs.
         fence(Ordering::SeqCst);
         // ORDERING: Relaxed, ordered by the fence.
         self.unended.load(Ordering::Relaxed)

@@ -6,7 +6,7 @@
 //! | it is masked again; a grace period | who found it unmasked in between has handled its event |
 //! | it is in no queue | an event stays PENDING, and nobody is told |
 //! | Xen tells the new CPU (`EVTCHNOP_bind_vcpu`), which looks at it from now on | |
-//! | MOVING is taken away, Xen unmasks | what is PENDING, Xen tells the new CPU |
+//! | MOVING is taken away; Xen unmasks, or who has an event of it to end | what is PENDING, Xen tells the new CPU |
 //! | a grace period | the old CPU, which may have been looking at the PENDING bit, has taken its event or left it |
 //!
 //! With the FIFO ABI the port may stand in the old CPU's queue, which has to be waited for: a port is told of from the queue

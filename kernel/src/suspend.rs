@@ -328,7 +328,7 @@ impl Steps for Sequence {
     }
 
     /// # Panics
-    /// Always. All others are still down, so that this reason is the one that is told.
+    /// Always. All others are down, or wait, so that this reason is the one that is told.
     fn lost(&mut self, failed: Failed<TakeOver, StepError>, _others: &Quiesced, _masked: &Masked) -> ! {
         panic!("resume: {failed}");
     }

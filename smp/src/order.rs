@@ -42,7 +42,8 @@ pub enum TakeOver {
     AttachEvents,
     /// Where vCPU 0 is to do so: the others' virqs and IPIs are bound for them, masked. By itself each binds its own, later.
     BindForOthers,
-    /// All others: `vcpu_info` placed, and what they start with. Nobody but vCPU 0 runs meanwhile, and its processor is its own.
+    /// All others: `vcpu_info` placed, and what they start with. Each is up for a moment, in its wait at the gate, and down again: after the
+    /// release they are brought up, and not before, so that vCPU 0's processor is its own.
     InitialiseOthers,
 }
 
@@ -87,7 +88,7 @@ pub const TAKE_OVER: [Row<TakeOver>; 8] = [
     Row { step: TakeOver::PublishP2m, needs: &[TakeOver::MapSharedInfo] },
     Row { step: TakeOver::AttachEvents, needs: &[TakeOver::MapSharedInfo] },
     Row { step: TakeOver::BindForOthers, needs: &[TakeOver::AttachEvents] },
-    Row { step: TakeOver::InitialiseOthers, needs: &[TakeOver::MaskLegacySlots] },
+    Row { step: TakeOver::InitialiseOthers, needs: &[TakeOver::MaskLegacySlots, TakeOver::AttachEvents] },
 ];
 
 /// Every CPU, in a new domain.

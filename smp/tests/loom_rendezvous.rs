@@ -338,13 +338,13 @@ fn two_in_a_row_are_not_mixed_up() {
 }
 
 /// The leader's own bell gets the follower out of its doze: it serves once more, while the leader goes on to the work, to the
-/// release, and to the next one, which Xen refuses.
+/// release, and to the next one.
 #[test]
 fn who_still_serves_misses_no_outcome() {
     check(2, 6, || {
         let world = World::new(2);
         let follower = on(&world, 1, |world| {
-            for outcome in [Outcome::Resumed, Outcome::Cancelled] {
+            for outcome in [Outcome::Resumed, Outcome::Continued] {
                 while !world.rendezvous.is_requested() {
                     step();
                 }
@@ -352,7 +352,7 @@ fn who_still_serves_misses_no_outcome() {
             }
         });
         assert_eq!(world.lead(&NoTime, u64::MAX, Outcome::Resumed), Ok(()));
-        assert_eq!(world.lead(&NoTime, u64::MAX, Outcome::Cancelled), Ok(()));
+        assert_eq!(world.lead(&NoTime, u64::MAX, Outcome::Continued), Ok(()));
         join([follower]);
     });
 }

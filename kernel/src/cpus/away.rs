@@ -13,7 +13,9 @@
 //! clock, with a port that is another's by now, or without a `vcpu_info`, before vcpu 0 has made it fit to live in.
 //!
 //! `VCPUOP_down` of another vcpu stops it anywhere. That is right here and nowhere else: one that waits in a rendezvous holds
-//! nothing (RV3 of `smp::Rendezvous`). It need not have stopped when the call returns; the suspend stops all.
+//! nothing (RV3 of `smp::Rendezvous`). It need not have stopped when the call returns; the suspend stops all. In a new domain one may still be
+//! on its way down when it is released, and go on for as long as Xen needs to stop it, at the latest to its next hypercall, the one by which it
+//! binds its ports; it takes no lock before that, and vcpu 0 none between the release and bringing it up.
 //!
 //! The up and down before the release is for the credit scheduler, which boosts whoever wakes but for the first time; that passes for a
 //! migration (xen/common/sched/credit.c, `csched_unit_wake`). Who is not boosted waits behind dom0, which is busy then, for slices of 30 ms.
@@ -128,8 +130,8 @@ fn initialise(
         // SAFETY: the area is reached through shared references only and is never freed (AR1).
         ("VCPUOP_register_vcpu_info", unsafe { batch.register_vcpu_info(vcpu, mfn, offset) }),
         // SAFETY: the context stands still until the end of this function. Entry and root are the kernel's own. Stack and area
-        //   are this vcpu's, which has not run in this life of the domain: it was down, and all others stand still. Its stack is where a call
-        //   was that has not returned (RE1), as nobody has released it.
+        //   are this vcpu's, which has not run in this life of the domain, and nobody else's. Its stack is where a call was that has not
+        //   returned (RE1), as nobody has released it.
         ("VCPUOP_initialise", unsafe { batch.initialise(vcpu, context) }),
         ("VCPUOP_up", batch.up(vcpu)),
         ("VCPUOP_down", batch.down(vcpu)),

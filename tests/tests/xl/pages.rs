@@ -49,7 +49,7 @@ pub(crate) fn budget(place: &mut Place) -> Result<()> {
         guest.wait_for("the letters", guest.limits().word, |said| (said.line.event == "sysrq").then_some(()))?;
         let asked = log_dirty.now(guest)?;
         ensure!(asked.pages > 0, "it has told of letters and written to no page: this counts nothing");
-        let checkpoints = remus::run(guest, 1000, 2, |_| {})?.pages;
+        let checkpoints = remus::run(guest, 1000, 4, |_| {})?.pages;
         let least = checkpoints.iter().min().context("xl remus has told of no pages")?;
         // What else happens within the second is the guest's too, so the least counts.
         ensure!((1..=SUSPEND_BUDGET).contains(least), "checkpoints wrote to {checkpoints:?} pages");
