@@ -16,7 +16,8 @@ use crate::steps::{WELL, domid};
 /// A Xen without log-dirty, asked to migrate: the whole command in a lab of its own, which says what is missing and
 /// what to do about it.
 pub(crate) fn no_log_dirty() -> Result<()> {
-    let words = ["xtask", "migrate", "--stock-xen", "--vcpus", "1", "--memory", "16"];
+    // Not where the user's last migration has its logs.
+    let words = ["xtask", "migrate", "--keep-logs", "--stock-xen", "--vcpus", "1", "--memory", "16"];
     let Err(error) = Cli::try_parse_from(words)?.run() else { bail!("Debian's own Xen has migrated a PV guest") };
     let said = format!("{error:#}");
     for part in ["this Xen cannot live-migrate PV guests", "CONFIG_SHADOW_PAGING=y", "leave out --stock-xen"] {
