@@ -52,6 +52,8 @@ mod hotplug;
 #[cfg_attr(not(target_os = "none"), expect(dead_code, reason = "the image uses all of it, the host tests a part"))]
 mod logfmt;
 #[cfg(target_os = "none")]
+mod loopback;
+#[cfg(target_os = "none")]
 mod memory;
 #[cfg(target_os = "none")]
 mod panic;

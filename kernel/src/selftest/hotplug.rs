@@ -12,7 +12,8 @@ use xen_sys::hypercall::evtchn as hypercall;
 use xen_sys::primitive::sync::atomic::{AtomicUsize, Ordering};
 
 use super::Verdict;
-use super::ports::{bind, loopback, settled, unbind};
+use super::ports::{bind, settled, unbind};
+use crate::loopback::Ends;
 use crate::relax::Processor;
 use crate::{cpus, events, executor, timer, wait, workload};
 
@@ -148,7 +149,7 @@ async fn one_round(set: &CpuSet, round: usize) -> Result<(), String> {
 /// A vcpu that a device's port notifies stays up, until the port is moved; the port works there, and cannot be moved back to a
 /// vcpu that is down.
 async fn stays_with_its_device() -> Result<(), String> {
-    let (here, nr) = loopback()?;
+    let Ends { near: here, far: nr } = Ends::open()?;
     let cpu = CpuId::new(1).expect("below CpuId::MAX");
     let one: CpuSet = [cpu].into_iter().collect();
     let action = Action::new(EndOfEvent::AtOnce, 0, |_, _| {});

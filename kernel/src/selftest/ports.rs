@@ -6,23 +6,15 @@ use alloc::sync::Arc;
 
 use evtchn::{Action, BURST, Binding, EndOfEvent, PortNr, end_delay_ns};
 use percpu::CpuId;
-use xen_sys::abi::xen::DOMID_SELF;
 use xen_sys::hypercall::evtchn as hypercall;
 use xen_sys::primitive::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::Verdict;
+use crate::loopback::Ends;
 use crate::{cpus, events, executor, timer, wait};
 
 /// Long enough for anything that is under way to come.
 const SETTLE_NS: u64 = 50_000_000;
-
-/// Both ends of a channel to ourselves: what is sent on the first is seen on the second.
-pub(super) fn loopback() -> Result<(u32, PortNr), String> {
-    let xen = |what: &'static str| move |error| format!("{what}: {error}");
-    let here = hypercall::alloc_unbound(DOMID_SELF, DOMID_SELF).map_err(xen("alloc_unbound"))?;
-    let there = hypercall::bind_interdomain(DOMID_SELF, here).map_err(xen("bind_interdomain"))?;
-    Ok((here, PortNr::new(there).ok_or_else(|| format!("port {there} is out of range"))?))
-}
 
 pub(super) fn bind(nr: PortNr, cpu: CpuId, action: &Arc<Action>) -> Result<Binding, String> {
     events::get().bind_device(nr, cpu, action).map_err(|error| format!("{error}"))
@@ -54,7 +46,7 @@ pub(super) async fn settled(action: &Action) -> u64 {
 pub(super) async fn port() -> Verdict {
     const SENDS: u64 = 500;
     static ELSEWHERE: AtomicU64 = AtomicU64::new(0);
-    let (here, nr) = loopback()?;
+    let Ends { near: here, far: nr } = Ends::open()?;
     let cpu = last_cpu();
     let owned = Arc::new(());
     let in_handler = owned.clone();
@@ -163,7 +155,7 @@ pub(super) async fn affinity() -> Verdict {
     if cpus::nr() == 1 {
         return Err("needs two vcpus".into());
     }
-    let (here, nr) = loopback()?;
+    let Ends { near: here, far: nr } = Ends::open()?;
     let action = NUMBERS.action();
     let mut binding = bind(nr, CpuId::BOOT, &action)?;
     executor::spawn_on(last_cpu(), NUMBERS.storm(here));
@@ -207,10 +199,10 @@ pub(super) async fn storm() -> Verdict {
     if cpus::nr() == 1 {
         return Err("needs two vcpus".into());
     }
-    let (here, nr) = loopback()?;
+    let Ends { near: here, far: nr } = Ends::open()?;
     let rogue = NUMBERS.action();
     let binding = bind(nr, CpuId::BOOT, &rogue)?;
-    let (beside_here, beside_nr) = loopback()?;
+    let Ends { near: beside_here, far: beside_nr } = Ends::open()?;
     let beside = Action::new(EndOfEvent::AtOnce, 1, |_, _| ());
     let beside_binding = bind(beside_nr, CpuId::BOOT, &beside)?;
     let (rogue_first, beside_first) = (settled(&rogue).await, settled(&beside).await);
@@ -270,7 +262,7 @@ pub(super) async fn storm() -> Verdict {
 pub(super) async fn late() -> Verdict {
     const ENDS: u64 = 20;
     const SENDS: u64 = 50;
-    let (here, nr) = loopback()?;
+    let Ends { near: here, far: nr } = Ends::open()?;
     let action = Action::new(EndOfEvent::Late, 0, |_, _| ());
     let binding = bind(nr, last_cpu(), &action)?;
     let first = settled(&action).await;

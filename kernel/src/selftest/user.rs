@@ -14,7 +14,8 @@ use xen_sys::hypercall::evtchn as hypercall;
 use xen_sys::primitive::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 use super::Verdict;
-use super::ports::{bind, loopback, settled, unbind};
+use super::ports::{bind, settled, unbind};
+use crate::loopback::Ends;
 use crate::relax::Processor;
 use crate::user::programs::{self, Program, hold};
 use crate::user::{Process, Why};
@@ -223,7 +224,7 @@ async fn stays(counters: &'static Counters) -> Result<u64, String> {
     counters.go_on().await?;
 
     let last = CpuId::new(nr - 1).expect("there are not more vcpus than CPUs");
-    let (here, port) = loopback()?;
+    let Ends { near: here, far: port } = Ends::open()?;
     let action = Action::new(EndOfEvent::AtOnce, 0, |_, _| {});
     let binding = bind(port, last, &action)?;
     let first = settled(&action).await;

@@ -10,7 +10,6 @@
 //! of the domain, where it sends once itself for what was under way in the old one. What others send meanwhile on a port of the
 //! old life is refused by its incarnation, and counted.
 
-use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -18,11 +17,10 @@ use core::fmt;
 
 use evtchn::{Action, Binding, EndOfEvent, Incarnation, Port, PortNr, SendOutcome};
 use percpu::{CpuId, CpuSet, PerCpu};
-use xen_sys::abi::xen::DOMID_SELF;
-use xen_sys::hypercall::evtchn as hypercall;
 use xen_sys::primitive::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use super::{Grace, LOOK_NS, soak};
+use crate::loopback::Ends;
 use crate::workload::random::Random;
 use crate::{cpus, events, timer};
 
@@ -247,19 +245,9 @@ pub(super) async fn tend(ports: &'static Ports, mut random: Random) {
 /// Makes channel `number` in this life of the domain, and sends on it once.
 fn make(ports: &Ports, number: usize, action: &Arc<Action>, cpu: CpuId) -> Result<Binding, String> {
     let channel = &ports.channels[number];
-    let near = hypercall::alloc_unbound(DOMID_SELF, DOMID_SELF).map_err(|errno| format!("alloc_unbound: {errno}"))?;
-    let close = |port| hypercall::close(port).expect("Xen closes a port that it has opened for us");
-    let far = hypercall::bind_interdomain(DOMID_SELF, near)
-        .inspect_err(|_| close(near))
-        .map_err(|errno| format!("bind_interdomain: {errno}"))?;
-    let nr = PortNr::new(far).ok_or_else(|| format!("port {far} is out of range"))?;
-    let binding = events::get().bind_device(nr, cpu, action).map_err(|error| {
-        close(far);
-        close(near);
-        format!("{error}")
-    })?;
+    let (ends, binding) = Ends::open_bound(cpu, action)?;
     channel.set_home(cpu, cpu);
-    let word = u64::from(binding.port().incarnation.get()) << 32 | u64::from(near);
+    let word = u64::from(binding.port().incarnation.get()) << 32 | u64::from(ends.near);
     channel.near.store(word, Ordering::Relaxed); // ORDERING: Relaxed, one word.
     ports.lives.fetch_add(1, Ordering::Relaxed); // ORDERING: Relaxed, statistics.
     ports.send(number);
