@@ -193,7 +193,8 @@ impl Action {
         if self.end != EndOfEvent::Late {
             return false;
         }
-        // ORDERING: SeqCst, pairs with the fence in `end_event`: MOVING or the mask before it, `unended` after it. Weakening fails in evtchn/tests/loom_move.rs.
+        // ORDERING: SeqCst, pairs with the fence in `end_event`: MOVING or the mask before it, `unended` after it.
+        // Weakening fails in evtchn/tests/loom_move.rs.
         fence(Ordering::SeqCst);
         // ORDERING: Relaxed, ordered by the fence.
         self.unended.load(Ordering::Relaxed)

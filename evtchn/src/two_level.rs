@@ -129,8 +129,8 @@ impl<'a> TwoLevel<'a> {
             // ORDERING: Relaxed. What the sender did first goes along: every change of the PENDING word is a read-modify-write, so
             //   who takes the event next acquires what the sender's released.
             self.shared.evtchn_pending[at.word].fetch_or(at.bit, Ordering::Relaxed);
-            // ORDERING: AcqRel, pairs with Xen's unmask for who moves the port, or ends an event of it. We before it: the release half shows it PENDING, and
-            //   it tells the new CPU. It before us: the acquire half shows us a slot that is not MOVING, and we ask Xen.
+            // ORDERING: AcqRel, pairs with Xen's unmask for who moves the port, or ends an event of it. We before it: the release half
+            //   shows it PENDING, and it tells the new CPU. It before us: the acquire half shows us a slot that is not MOVING, and we ask Xen.
             // UNTESTED: the models let Xen's unmask be a fence, as it is.
             self.shared.evtchn_mask[at.word].fetch_or(at.bit, Ordering::AcqRel);
         }

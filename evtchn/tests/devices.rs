@@ -10,11 +10,10 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use domain::{device, on_device, see, seen, up, upcall};
-use evtchn::hosted::{self, Channel, Fake, GLOBAL, bring_up, cpu, masked, nr, quiesced};
+use domain::{device, on_device, restore, see, seen, up, upcall};
+use evtchn::hosted::{self, Channel, Fake, GLOBAL, bring_up, cpu, masked, nr};
 use evtchn::{
-    AbiKind, Action, BURST, Binding, DeviceError, EndOfEvent, Events, Intent, Ports, SendOutcome, Unbinding, Upcall,
-    Virq,
+    AbiKind, Action, BURST, Binding, DeviceError, EndOfEvent, Events, Intent, SendOutcome, Unbinding, Upcall, Virq,
 };
 use xen_sys::Errno;
 use xen_sys::primitive::sync::atomic::Ordering::Relaxed;
@@ -190,9 +189,7 @@ fn an_action_is_freed_after_its_last_run(abi: AbiKind) {
     });
     let binding = events.bind_device(nr(at), cpu(0), &action).expect("free again");
     drop((action, binding));
-    events.detach(&quiesced());
-    xen.restore();
-    hosted::attach(&events, &xen, Ports::Gone);
+    restore(&xen, &events);
     assert!(!freed_too.get(), "nothing is freed while the domain is quiesced");
     bring_up(&events, &xen).expect("room");
     let at = xen.allocate(Channel::Device(cpu(0))).expect("room");
@@ -288,9 +285,7 @@ fn an_unbinding_over_a_restore_frees_the_action_for_another_port(abi: AbiKind) {
         let at = xen.allocate(Channel::Device(cpu(0))).expect("room");
         let binding = events.bind_device(nr(at), cpu(0), &action).expect("free");
         let mut unbinding = events.unbind_device(binding).expect("bound");
-        events.detach(&quiesced());
-        xen.restore();
-        hosted::attach(&events, &xen, Ports::Gone);
+        restore(&xen, &events);
         bring_up(&events, &xen).expect("room");
         if asked {
             assert!(unbinding.is_over());

@@ -6,7 +6,7 @@ mod domain;
 #[macro_use]
 mod each_abi;
 
-use domain::{HANDLERS, device, raise, seen, up, upcall};
+use domain::{HANDLERS, device, raise, restore, seen, up, upcall};
 use evtchn::hosted::{self, Batch, Channel, Fake, GLOBAL, bring_up, cpu, masked, nr, quiesced};
 use evtchn::{
     AbiKind, Answers, BindError, CpuCounts, DeviceError, Hypervisor, Incarnation, Intent, Ipi, Port, PortKind, Ports,
@@ -214,9 +214,7 @@ fn a_full_batch_and_a_stale_plan_are_refused(abi: AbiKind) {
         assert_eq!(events.record(&masked(), xen.flags(cpu(0)), plan, &batch), stale);
     }
     let plan = events.plan(&masked(), &mut Batch::new(&Fake::new(2))).expect("room");
-    events.detach(&quiesced());
-    xen.restore();
-    hosted::attach(&events, &xen, Ports::Gone);
+    restore(&xen, &events);
     assert_eq!(events.record(&masked(), xen.flags(cpu(1)), plan, &batch), stale);
     assert!(!events.is_ready(cpu(1)));
 }
@@ -309,8 +307,6 @@ fn a_batch_carries_the_last_of_a_bring_up(abi: AbiKind) {
     seen();
     upcall(&xen, &events, 1);
     assert_eq!(seen(), [(1, "call")]);
-    events.detach(&quiesced());
-    xen.restore();
-    hosted::attach(&events, &xen, Ports::Gone);
+    restore(&xen, &events);
     assert_eq!(events.plan_ipi(cpu(1), Ipi::Call, &mut batch), None, "its port was of the last life");
 }

@@ -6,9 +6,9 @@ mod domain;
 #[macro_use]
 mod each_abi;
 
-use domain::{HANDLERS, device, raise, seen, up, upcall};
+use domain::{HANDLERS, device, raise, restore, restore_with_all_up, seen, up, upcall};
 use evtchn::hosted::{self, Channel, Fake, bring_up, cpu, masked, nr, quiesced};
-use evtchn::{AbiKind, Action, BURST, DeviceError, EndOfEvent, Hypervisor, Ipi, Ports, SendOutcome, Upcall, Virq};
+use evtchn::{AbiKind, Action, BURST, DeviceError, EndOfEvent, Hypervisor, Ipi, SendOutcome, Upcall, Virq};
 
 with_each_abi! {
     a_moved_port_takes_its_events_along,
@@ -57,9 +57,7 @@ fn a_moved_port_takes_its_events_along(abi: AbiKind) {
     drop(events.move_device(&mut binding, cpu(1)).expect("up"));
     assert_eq!(upcall(&xen, &events, 0), Some(Upcall::Handled(1)));
     assert!(!xen.is_masked(at));
-    events.detach(&quiesced());
-    xen.restore();
-    hosted::attach(&events, &xen, Ports::Gone);
+    restore(&xen, &events);
     assert_eq!(events.move_device(&mut binding, cpu(1)).err(), Some(DeviceError::NotBound));
     bring_up(&events, &xen).expect("room");
     let at = xen.allocate(Channel::Device(cpu(0))).expect("room");
@@ -109,14 +107,7 @@ fn a_cpu_that_is_down_has_its_ports_and_no_devices(abi: AbiKind) {
 
     // Down over a restore, and started anew.
     events.close_cpu(&quiesced(), cpu(1));
-    events.detach(&quiesced());
-    xen.restore();
-    hosted::attach(&events, &xen, Ports::Gone);
-    bring_up(&events, &xen).expect("room");
-    {
-        let _on = percpu::hosted::enter(cpu(1));
-        bring_up(&events, &xen).expect("room");
-    }
+    restore_with_all_up(&xen, &events, 2);
     events.bind_device(nr(xen.allocate(Channel::Device(cpu(0))).expect("room")), cpu(1), &second).expect("up");
 }
 
@@ -201,14 +192,7 @@ fn a_late_port_that_is_moved_waits_for_the_end_of_its_event(abi: AbiKind) {
     // In another life its port is a new one.
     xen.raise(at);
     assert_eq!(upcall(&xen, &events, 0), Some(Upcall::Handled(1)));
-    events.detach(&quiesced());
-    xen.restore();
-    hosted::attach(&events, &xen, Ports::Gone);
-    bring_up(&events, &xen).expect("room");
-    {
-        let _on = percpu::hosted::enter(cpu(1));
-        bring_up(&events, &xen).expect("room");
-    }
+    restore_with_all_up(&xen, &events, 2);
     let at = xen.allocate(Channel::Device(cpu(0))).expect("room");
     let mut binding = events.bind_device(nr(at), cpu(0), &late).expect("free");
     hosted::move_to(&events, &mut binding, cpu(1)).expect("up");

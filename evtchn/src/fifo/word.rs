@@ -97,8 +97,8 @@ impl EventWord {
 
     /// An event that was taken waits again, behind the mask.
     pub(crate) fn make_pending_masked(&self) {
-        // ORDERING: Acquire, pairs with Xen's unmask for who moves the port, or ends an event of it: if it comes first, we see a slot that is not MOVING.
-        //   What the sender did first goes along: every change of the word is a read-modify-write, so who takes the event next
+        // ORDERING: Acquire, pairs with Xen's unmask for who moves the port, or ends an event of it: if it comes first, we see a slot
+        //   that is not MOVING. What the sender did first goes along: every change of the word is a read-modify-write, so who takes the event next
         //   acquires what the sender's released.
         // UNTESTED: needs a CPU that had the port two moves ago, a mover and an ender of events at once.
         self.0.fetch_or(PENDING | MASKED, Ordering::Acquire);

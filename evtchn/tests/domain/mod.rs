@@ -4,8 +4,8 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use evtchn::hosted::{self, Channel, Fake, GLOBAL, bring_up, cpu, masked};
-use evtchn::{AbiKind, Action, EndOfEvent, Events, Handlers, Ipi, Upcall, Virq};
+use evtchn::hosted::{self, Channel, Fake, GLOBAL, bring_up, cpu, masked, quiesced};
+use evtchn::{AbiKind, Action, EndOfEvent, Events, Handlers, Ipi, Ports, Upcall, Virq};
 use percpu::{CpuId, Masked};
 
 // What handlers have seen on this thread: the CPU, and a name.
@@ -55,6 +55,22 @@ pub(crate) fn up(abi: AbiKind, nr_cpus: usize) -> (Fake, Events<Fake>) {
         bring_up(&events, &xen).expect("the fake has ports enough");
     }
     (xen, events)
+}
+
+/// The domain is suspended and restored: all its ports are gone, and no CPU is up in the new one.
+pub(crate) fn restore(xen: &Fake, events: &Events<Fake>) {
+    events.detach(&quiesced());
+    xen.restore();
+    hosted::attach(events, xen, Ports::Gone);
+}
+
+/// The same, and then the first `nr_cpus` come up.
+pub(crate) fn restore_with_all_up(xen: &Fake, events: &Events<Fake>, nr_cpus: usize) {
+    restore(xen, events);
+    for cpu in CpuId::first(nr_cpus) {
+        let _on = percpu::hosted::enter(cpu);
+        bring_up(events, xen).expect("the fake has ports enough");
+    }
 }
 
 /// The upcall on CPU `n`, if Xen would enter one.
